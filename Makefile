@@ -1,0 +1,58 @@
+# The list of commands. Each one sets up what it needs inside this folder, under .venv.
+PYTHON ?=
+TORCH_INDEX_URL ?=
+PORT = 8888
+BROWSER = yes
+NOTEBOOK_DIR = labs
+SCALE = tiny
+LAB =
+
+VENV_PYTHON = .venv/bin/python
+# Small tensors on few cores: one thread is many times faster there. What you set yourself is respected.
+ONE_THREAD = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+
+# Jupyter, IPython and matplotlib keep their files in the clone, not in your home folder. The runtime folder is not a
+# hidden one, because a browser installed as a snap cannot open the start page from a hidden folder.
+JUPYTER_CONFIG_DIR = $(CURDIR)/.venv/jupyter/config
+JUPYTER_DATA_DIR = $(CURDIR)/.venv/jupyter/data
+JUPYTER_RUNTIME_DIR = $(CURDIR)/build/jupyter
+IPYTHONDIR = $(CURDIR)/.venv/ipython
+MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
+export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
+
+.PHONY: help setup setup-test lab run solutions test tiny update clean
+
+help:
+	@echo "Commands:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## install everything into .venv (the others call it; TORCH_INDEX_URL= chooses another torch build, PYTHON= another Python)
+	@sh scripts/setup.sh
+
+setup-test:
+	@sh scripts/setup.sh test
+
+lab: setup ## open the labs in JupyterLab (PORT=8888, BROWSER=no when you work over ssh, LAB=2.4.1 to open that one)
+	@$(VENV_PYTHON) scripts/lab.py "$(NOTEBOOK_DIR)" --port "$(PORT)" --browser "$(BROWSER)" --lab "$(LAB)"
+
+run: setup ## execute the solved labs and print a table (SCALE=tiny or full, LAB=2.4.1 for one of them)
+	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) -m shared.notebooks run --scale "$(SCALE)" $(if $(LAB),--lab "$(LAB)")
+
+solutions: setup ## render the solved labs to build/html/index.html
+	@$(ONE_THREAD) $(VENV_PYTHON) -m shared.notebooks render
+
+test: setup-test ## everything that CI runs: style, then all tests
+	@sh scripts/test-packages.sh
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+	@$(ONE_THREAD) $(VENV_PYTHON) -m pytest
+
+tiny: setup ## rebuild the tiny text, tokenizer and models in data/tiny
+	@$(VENV_PYTHON) data/tiny/build.py
+
+update: ## get the newest labs; a lab that you changed is kept beside the new one
+	@sh scripts/update.sh
+	@$(MAKE) --no-print-directory setup
+
+clean: ## delete build/ (your labs, data/ and .venv stay)
+	rm -rf build

@@ -1,0 +1,14 @@
+#!/bin/sh
+# The browser test drives Debian's chromium. Root on Debian or Ubuntu gets it here; everyone else is told, and the test
+# skips with its reason. On CI (CI=true) a missing browser is a failure: the test itself says so.
+set -eu
+
+command -v chromium >/dev/null && exit 0
+if [ "$(id -u)" = 0 ] && grep -q '^ID=debian' /etc/os-release 2>/dev/null; then
+    echo "Installing chromium and fonts for the browser test"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null ||
+        echo "apt-get could not install chromium (its message stands above)." >&2
+else
+    echo "chromium is not installed, so the browser test will be skipped (Debian: sudo apt install chromium)."
+fi

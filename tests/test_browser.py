@@ -1,0 +1,233 @@
+"""JupyterLab as `make lab` starts it, and a student's first minutes in it, in headless Chromium.
+
+Chromium is Debian's (scripts/test-packages.sh installs it); without it these tests skip, and on CI they fail.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = shutil.which("chromium")
+CHROMIUM_FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+SCREENSHOTS = ROOT / "build" / "browser"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This environment without what the make that runs these tests put into it."""
+    outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "TORCH_INDEX_URL", "JUPYTER_TOKEN")
+    return {name: value for name, value in os.environ.items() if name not in outer} | more
+
+
+@contextmanager
+def lab(folder: Path, log: Path, **more: str) -> Iterator[str]:
+    """`make lab` on this folder, as on a remote machine; gives the address with its token, and ends it afterwards."""
+    command = ["make", "lab", "BROWSER=no", f"PORT={free_port()}", f"NOTEBOOK_DIR={folder}"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment(**more), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"http://\S+token=\w+", log.read_text())):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield found.group()
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def status(url: str) -> int:
+    """HTTP status of a page, redirects not followed."""
+
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *args):
+            return None
+
+    try:
+        return urllib.request.build_opener(urllib.request.ProxyHandler({}), Stay).open(url, timeout=20).status
+    except urllib.error.HTTPError as answer:
+        return answer.code
+
+
+def addresses_of(port: int) -> set[str]:
+    """The addresses on which something listens on this port (Linux: from /proc)."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port}
+
+
+# --- The server -------------------------------------------------------------------------------------------------------
+
+
+def test_lab_listens_on_localhost_only_wants_its_token_and_leaves_the_home_folder_alone(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    # A token switched off in the home folder's configuration or in the environment must not reach the course.
+    (home / ".jupyter").mkdir()
+    (home / ".jupyter" / "jupyter_server_config.py").write_text("c.IdentityProvider.token = ''\nc.ServerApp.ip = '*'\n")
+    before = set(home.rglob("*"))
+    with lab(tmp_path, tmp_path / "log", HOME=str(home), JUPYTER_TOKEN="") as url:
+        address, token = re.fullmatch(r"(http://127\.0\.0\.1:\d+)/lab\S*\?token=(\w{32,})", url).groups()
+        port = int(address.rsplit(":", 1)[1])
+        assert status(f"{address}/api/contents?token={token}") == 200
+        assert status(f"{address}/api/contents") == 403
+        assert status(f"{address}/api/contents?token={'0' * len(token)}") == 403
+        assert status(f"{address}/lab") == 302, "to the page that asks for the token"
+        if sys.platform == "linux":
+            assert addresses_of(port) == {"0100007F"}, "127.0.0.1, in the kernel's byte order"
+
+        taken = subprocess.run(
+            ["make", "lab", "BROWSER=no", f"PORT={port}"], cwd=ROOT, env=environment(), capture_output=True, text=True
+        )
+        assert taken.returncode != 0 and "Traceback" not in taken.stderr
+        assert f"Port {port} is taken" in taken.stderr and f"make lab PORT={port + 1}" in taken.stderr
+    assert set(home.rglob("*")) == before
+
+
+def test_lab_that_does_not_exist_is_refused_in_one_sentence(tmp_path):
+    command = ["make", "lab", "BROWSER=no", "LAB=9.9.9", f"NOTEBOOK_DIR={tmp_path}"]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "There is no lab 9.9.9" in result.stderr and "Traceback" not in result.stderr
+
+
+# --- The browser ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seen:
+    """What stood on the page after Run All Cells."""
+
+    code_cells: int
+    waiting: int
+    executed: int
+    figures: int
+    errors: list[str]
+
+
+# JupyterLab marks a traceback like everything else on stderr; a warning alone is no error.
+COUNT = """() => {
+    const cells = [...document.querySelectorAll('.jp-NotebookPanel .jp-CodeCell')];
+    const prompts = cells.map(cell => cell.querySelector('.jp-InputPrompt').innerText);
+    const outputs = mime => cells.flatMap(cell => [...cell.querySelectorAll(`[data-mime-type^="${mime}"]`)]);
+    return {
+        code_cells: cells.length,
+        waiting: prompts.filter(prompt => prompt.includes('*')).length,
+        executed: prompts.filter(prompt => /[0-9]/.test(prompt)).length,
+        figures: outputs('image/').length,
+        errors: outputs('application/vnd.jupyter.stderr').map(output => output.innerText)
+                                                         .filter(text => /Traceback|Error:/.test(text)),
+    };
+}"""
+
+
+def run_all_cells(url: str, notebook: str, screenshot: Path, minutes: float = 5) -> Seen:
+    """Opens a notebook of the lab, chooses Run > Run All Cells, waits for the last cell and takes a picture."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(60_000)
+        address, token = re.match(r"(http://[^/]+)/.*token=(\w+)", url).groups()
+        page.goto(f"{address}/lab/tree/{notebook}?token={token}&reset")  # no notebook of an earlier visit
+        page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
+        # Before its kernel is connected, a notebook answers Run All Cells with the question which kernel to take.
+        page.wait_for_selector(".jp-NotebookPanel .jp-KernelName:has-text('Python 3')")
+        page.wait_for_selector(".jp-NotebookPanel [data-status=idle]")
+
+        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+        page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+        deadline = time.monotonic() + minutes * 60
+        while not (seen := page.evaluate(COUNT))["executed"] or seen["waiting"]:
+            assert time.monotonic() < deadline, f"the notebook still runs after {minutes} minutes: {seen}"
+            page.wait_for_timeout(500)
+
+        # The notebook scrolls inside the page: a window as high as its content shows all of it.
+        content = page.evaluate("() => document.querySelector('.jp-WindowedPanel-outer').scrollHeight")
+        page.set_viewport_size({"width": 1280, "height": min(content + 150, 16_000)})
+        page.evaluate("() => document.querySelector('.jp-WindowedPanel-outer').scrollTo(0, 0)")
+        page.wait_for_timeout(500)
+        screenshot.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=screenshot)
+        browser.close()
+    return Seen(**seen)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> None:
+    if CHROMIUM is None:
+        reason = "no chromium on this machine (Debian: sudo apt install chromium)"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def served(chromium, tmp_path_factory) -> Iterator[tuple[Path, str, Path]]:
+    """A folder, the address under which `make lab` serves it, and the home folder that Jupyter and its kernels see."""
+    folder, home = tmp_path_factory.mktemp("served"), tmp_path_factory.mktemp("home")
+    # By default JupyterLab keeps in the page only the cells on the screen; these tests count all of them.
+    settings = tmp_path_factory.mktemp("settings")
+    tracker = settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text(json.dumps({"windowingMode": "none"}))
+    log = tmp_path_factory.mktemp("log") / "log"
+    with lab(folder, log, HOME=str(home), JUPYTERLAB_SETTINGS_DIR=str(settings), OMP_NUM_THREADS="1") as url:
+        yield folder, url, home
+
+
+def write_notebook(path: Path, *cells: str) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, path)
+
+
+@pytest.mark.browser
+def test_error_in_a_notebook_is_seen_and_the_home_folder_stays_empty(served, tmp_path):
+    folder, url, home = served
+    figure = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+    write_notebook(folder / "broken.ipynb", figure, "1 / 0", "print('never reached')")
+    seen = run_all_cells(url, "broken.ipynb", tmp_path / "broken.png")
+    assert (seen.code_cells, seen.executed, seen.figures) == (3, 2, 1)
+    assert len(seen.errors) == 1 and "ZeroDivisionError" in seen.errors[0]
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.browser
+def test_solved_lab_runs_in_the_browser_without_an_error_and_shows_its_figures(served):
+    folder, url, _ = served
+    notebook = folder / "lab-2.4.1-solved.ipynb"
+    solve = [sys.executable, "-m", "shared.notebooks", "solve", "--lab", "2.4.1", "--out", str(notebook)]
+    subprocess.run(solve, cwd=ROOT, check=True)
+    seen = run_all_cells(url, notebook.name, SCREENSHOTS / "lab-2.4.1-solved.png")
+    assert seen.errors == []
+    assert seen.executed == seen.code_cells > 0
+    assert seen.figures >= 3

@@ -1,0 +1,463 @@
+"""The commands of the Makefile on machines that lack something, and the promises of the README about them.
+
+The set-up runs for real in a copy of the clone, with real venv and pip, against a folder of wheels: every dependency is
+there as an empty package, so that a whole set-up takes seconds and needs no network.
+"""
+
+import base64
+import hashlib
+import importlib.metadata
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+BASE_PYTHON = getattr(sys, "_base_executable", sys.executable)
+
+
+def requirement_name(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement).group()
+
+
+def write_wheel(folder: Path, name: str, version: str, files: dict[str, bytes]) -> None:
+    """A wheel with these files; pip accepts nothing less than a RECORD with hashes."""
+    stem = f"{name.replace('-', '_')}-{version}"
+    info = f"{stem}.dist-info"
+    files = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    lines = [
+        f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(body).digest()).rstrip(b'=').decode()},{len(body)}"
+        for path, body in files.items()
+    ]
+    files[f"{info}/RECORD"] = "\n".join([*lines, f"{info}/RECORD,,", ""]).encode()
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
+        for path, body in files.items():
+            wheel.writestr(path, body)
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory) -> Path:
+    """Everything that pyproject.toml names as an empty wheel, and the real setuptools, which builds the course."""
+    folder = tmp_path_factory.mktemp("wheels")
+    requirements = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+    for requirement in requirements:
+        version = re.search(r"[=>]=([\d.]+)", requirement).group(1)
+        write_wheel(folder, requirement_name(requirement), version, {})
+    write_wheel(folder, "packaging", "26.0", {})
+    setuptools = importlib.metadata.distribution("setuptools")
+    files = {
+        str(path): path.locate().read_bytes()
+        for path in setuptools.files
+        if path.parts[0] != ".." and not path.parts[0].endswith(".dist-info") and "__pycache__" not in path.parts
+    }
+    files[f"setuptools-{setuptools.version}.dist-info/entry_points.txt"] = setuptools.read_text(
+        "entry_points.txt"
+    ).encode()
+    write_wheel(folder, "setuptools", setuptools.version, files)
+    return folder
+
+
+def copy_of_the_clone(folder: Path) -> Path:
+    """The part of the clone that the set-up reads, in a folder whose name has a space."""
+    folder = folder / "my clone"
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    shutil.copytree(ROOT / "shared", folder / "shared", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    return copy_of_the_clone(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def one_clone(tmp_path_factory) -> Path:
+    return copy_of_the_clone(tmp_path_factory.mktemp("ready"))
+
+
+@pytest.fixture
+def ready_clone(one_clone, offline) -> Path:
+    """One clone for several tests, set up before each of them where the one before left it otherwise."""
+    shutil.copy(ROOT / "pyproject.toml", one_clone)
+    result = make(one_clone, "setup")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return one_clone
+
+
+@pytest.fixture
+def offline(wheels, monkeypatch) -> None:
+    """pip sees the folder of wheels and nothing else."""
+    only_pip_settings(monkeypatch, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels))
+
+
+def only_pip_settings(monkeypatch, **settings: str) -> None:
+    for name in list(os.environ):
+        if name.startswith("PIP_"):
+            monkeypatch.delenv(name)
+    for name, value in ({"PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1"} | settings).items():
+        monkeypatch.setenv(name, value)
+
+
+def add_dependency(clone: Path, requirement: str) -> None:
+    pyproject = clone / "pyproject.toml"
+    first = "dependencies = [\n"
+    pyproject.write_text(pyproject.read_text().replace(first, f'{first}    "{requirement}",\n', 1))
+
+
+@pytest.fixture(autouse=True)
+def outer_make_is_forgotten(monkeypatch) -> None:
+    """`make test` runs these tests, and its variables must not reach the make under test."""
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "TORCH_INDEX_URL", "PYTHONPATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def stop_sentence(result: subprocess.CompletedProcess) -> str:
+    """The one line that the set-up says when it stops."""
+    assert result.returncode != 0
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Set-up stopped: ")]
+    assert "Traceback" not in result.stdout + result.stderr
+    return line
+
+
+def executable(path: Path, body: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def only_these_tools(folder: Path, monkeypatch, *names: str) -> Path:
+    """A PATH that holds what a shell script needs, and of Python only what the test puts there."""
+    for name in ("sh", "make", "cat", "cmp", "sed", "awk", "df", "uname", "dirname", "mkdir", "rm", "echo", *names):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(shutil.which(name))
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+# --- The list of commands ---------------------------------------------------------------------------------------------
+
+
+def test_bare_make_lists_every_command_and_only_commands_that_exist():
+    listed = re.findall(r"^  make ([a-z-]+) +\S", make(ROOT).stdout, re.MULTILINE)
+    assert listed == ["setup", "lab", "run", "solutions", "test", "tiny", "update", "clean"]
+    for target in listed:
+        assert make(ROOT, "--dry-run", target).returncode == 0, target
+
+
+def test_readme_names_only_commands_that_exist():
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
+    assert {"lab", "run", "solutions", "test"} <= named
+    for target in named:
+        assert make(ROOT, "--dry-run", target).returncode == 0, f"README names make {target}"
+
+
+def test_first_screen_of_the_readme_has_the_two_commands():
+    first_screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
+    assert "make lab" in first_screen and "make test" in first_screen
+
+
+def test_ci_calls_the_test_command_of_the_readme_and_nothing_else():
+    script = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
+    assert script[-1] == "exec make test"
+    assert all(line.startswith(("set ", "cd ")) for line in script[:-1])
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_clean_keeps_labs_data_and_environment(clone):
+    for kept in ("labs", "data", ".venv", "build"):
+        (clone / kept).mkdir()
+    assert make(clone, "clean").returncode == 0
+    assert not (clone / "build").exists()
+    assert all((clone / kept).exists() for kept in ("labs", "data", ".venv"))
+
+
+# --- A set-up that works ----------------------------------------------------------------------------------------------
+
+
+def installed(folder: Path) -> set[str]:
+    listing = subprocess.run(
+        [folder / ".venv/bin/python", "-m", "pip", "list", "--format=freeze"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return {re.split("==| @ ", line)[0].lower().replace("_", "-") for line in listing.splitlines()}
+
+
+def test_setup_installs_the_course_with_torch_first_and_without_the_tools_of_the_tests(clone, offline):
+    result = make(clone, "setup")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.index("Installing torch==") < result.stdout.index("Installing -e .")
+    assert {requirement_name(requirement) for requirement in PROJECT["dependencies"]} <= installed(clone)
+    assert "playwright" not in installed(clone)
+    subprocess.run([clone / ".venv/bin/python", "-c", "import shared"], cwd="/", check=True)
+
+    tools = make(clone, "setup-test")
+    assert tools.returncode == 0 and "Making .venv" not in tools.stdout
+    assert "playwright" in installed(clone)
+    assert make(clone, "setup").stdout == ""
+
+
+def test_second_call_has_nothing_to_do(ready_clone):
+    start = time.perf_counter()
+    result = make(ready_clone, "setup")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert time.perf_counter() - start < 2
+
+
+def test_settings_of_the_linter_need_no_new_setup(ready_clone):
+    pyproject = ready_clone / "pyproject.toml"
+    pyproject.write_text(pyproject.read_text().replace("line-length = 120", "line-length = 100"))
+    assert make(ready_clone, "setup").stdout == ""
+
+
+def test_lost_network_leaves_a_working_environment_alone(ready_clone, monkeypatch):
+    """The list of dependencies changed and the network is away: the old environment survives the attempt."""
+    before = (ready_clone / "pyproject.toml").read_text()
+    add_dependency(ready_clone, "one-more==1.0")
+    only_pip_settings(monkeypatch, PIP_INDEX_URL="http://127.0.0.1:9/simple")
+    assert "network" in stop_sentence(make(ready_clone, "setup"))
+    (ready_clone / "pyproject.toml").write_text(before)
+    assert make(ready_clone, "setup").returncode == 0
+
+
+def test_changed_list_of_dependencies_is_installed_without_a_new_environment(ready_clone, wheels):
+    write_wheel(wheels, "one-more", "1.0", {})
+    add_dependency(ready_clone, "one-more==1.0")
+    result = make(ready_clone, "setup")
+    assert result.returncode == 0 and "Making .venv" not in result.stdout
+    assert "one-more" in installed(ready_clone)
+
+
+def test_torch_index_url_gives_torch_and_only_torch(ready_clone, tmp_path, monkeypatch):
+    version = next(r for r in PROJECT["dependencies"] if r.startswith("torch==")).removeprefix("torch==")
+    index = tmp_path / "index" / "torch"
+    index.mkdir(parents=True)
+    write_wheel(index, "torch", f"{version}+other", {})
+    (index / "index.html").write_text("".join(f'<a href="{wheel.name}">wheel</a>' for wheel in index.glob("*.whl")))
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "nowhere").as_uri())
+
+    def torch_version() -> str:
+        code = "import importlib.metadata as m; print(m.version('torch'))"
+        python = ready_clone / ".venv/bin/python"
+        return subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
+
+    assert torch_version() == version
+    result = make(ready_clone, "setup", f"TORCH_INDEX_URL={index.parent.as_uri()}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert torch_version() == f"{version}+other"
+    assert make(ready_clone, "setup").stdout == "", "the choice stays when it is not repeated"
+
+
+def test_package_that_does_not_exist_leaves_pips_message_and_one_sentence(ready_clone):
+    add_dependency(ready_clone, "not-there==1.0")
+    result = make(ready_clone, "setup")
+    assert "pip could not install" in stop_sentence(result) and "not-there==1.0" in result.stderr
+    assert not (ready_clone / ".venv" / "ready").exists()
+
+
+def test_interrupted_setup_is_redone_and_a_running_one_is_left_alone(clone, offline):
+    process = subprocess.Popen(
+        ["make", "setup"],
+        cwd=clone,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if line.startswith("Installing torch"):
+            break
+    assert "another set-up is at work" in stop_sentence(make(clone, "setup"))
+
+    # Killed as a whole, as when a laptop goes down, in the middle of pip's work.
+    os.killpg(process.pid, signal.SIGKILL)
+    process.stdout.read()  # ends when the last process of the group has gone
+    process.wait()
+    assert (clone / ".venv" / "unfinished").exists() and not (clone / ".venv" / "ready").exists()
+    again = make(clone, "setup")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Making .venv" in again.stdout and "torch" in installed(clone)
+
+
+# --- A machine that lacks something -----------------------------------------------------------------------------------
+
+
+def test_too_old_python_is_named_and_refused(clone, tmp_path, monkeypatch):
+    tools = only_these_tools(tmp_path / "bin", monkeypatch)
+    executable(tools / "python3", "echo 3.9")
+    sentence = stop_sentence(make(clone, "lab"))
+    assert "python3 is Python 3.9" in sentence and "3.11 or 3.12" in sentence and "PYTHON=" in sentence
+    assert not (clone / ".venv").exists()
+
+
+def test_named_python_that_is_too_old_is_refused(clone, tmp_path):
+    old = executable(tmp_path / "python3.9", "echo 3.9")
+    assert "is Python 3.9" in stop_sentence(make(clone, "setup", f"PYTHON={old}"))
+
+
+def test_missing_python_says_what_to_install(clone, tmp_path, monkeypatch):
+    only_these_tools(tmp_path / "bin", monkeypatch)
+    sentence = stop_sentence(make(clone, "run"))
+    assert "no Python 3.11 or 3.12 was found" in sentence and "apt install" in sentence
+
+
+def test_command_that_only_prints_an_error_is_no_python(clone, offline, tmp_path, monkeypatch):
+    """pyenv leaves a python3.12 on the PATH that says "command not found" where 3.12 is not installed."""
+    tools = only_these_tools(tmp_path / "bin", monkeypatch)
+    executable(tools / "python3", "echo 'pyenv: python3: command not found' >&2; exit 127")
+    executable(tools / "python3.12", f'exec "{BASE_PYTHON}" "$@"')
+    result = make(clone, "setup")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_python_without_venv_names_the_package(clone, tmp_path, monkeypatch):
+    """As Debian ships it: the interpreter is there, ensurepip is not."""
+    blocker = tmp_path / "blocker"
+    blocker.mkdir()
+    (blocker / "ensurepip.py").write_text("raise ModuleNotFoundError('No module named ensurepip')")
+    monkeypatch.setenv("PYTHONPATH", str(blocker))
+    sentence = stop_sentence(make(clone, "setup", f"PYTHON={BASE_PYTHON}"))
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert f"sudo apt install python{version}-venv" in sentence
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize(("index", "needed"), [("", "9 GB"), ("https://index.example/whl/cpu", "3 GB")])
+def test_full_disk_says_how_much_is_needed_and_how_much_is_there(clone, tmp_path, monkeypatch, index, needed):
+    free_kib = 2 * 10**9 // 1024 + 1
+    table = (
+        f"Filesystem 1024-blocks Used Available Capacity Mounted on\\n/dev/my disk 99999999 1 {free_kib} 98%% /my disk"
+    )
+    executable(tmp_path / "bin" / "df", f"printf '{table}\\n'")
+    executable(tmp_path / "bin" / "uname", "echo Linux")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    sentence = stop_sentence(make(clone, "setup", f"PYTHON={BASE_PYTHON}", f"TORCH_INDEX_URL={index}"))
+    assert f"needs {needed}" in sentence and "has 2 GB free" in sentence
+    assert not (clone / ".venv").exists()
+
+
+def test_no_network_is_said_in_seconds_and_leaves_nothing_half_done(clone, wheels, monkeypatch):
+    only_pip_settings(
+        monkeypatch, PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_RETRIES="5", PIP_DEFAULT_TIMEOUT="180"
+    )
+    start = time.perf_counter()
+    sentence = stop_sentence(make(clone, "setup", f"PYTHON={BASE_PYTHON}"))
+    assert time.perf_counter() - start < 30
+    assert "connect to the network" in sentence and "HTTPS_PROXY" in sentence
+    assert "refused" in (clone / ".venv" / "probe.log").read_text()
+
+    only_pip_settings(monkeypatch, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels))
+    assert make(clone, "setup").returncode == 0
+    assert {requirement_name(requirement) for requirement in PROJECT["dependencies"]} <= installed(clone)
+
+
+# --- An update --------------------------------------------------------------------------------------------------------
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=Teacher", "-c", "user.email=teacher@example.org")
+    return subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def course_and_student(tmp_path) -> tuple[Path, Path]:
+    """The course's repository with two labs, and a student's clone of it."""
+    course, student = tmp_path / "course", tmp_path / "student"
+    (course / "labs").mkdir(parents=True)
+    for name in ("lab-1.ipynb", "lab-2.ipynb"):
+        (course / "labs" / name).write_text("first edition\n")
+    (course / "notes.txt").write_text("first edition\n")
+    shutil.copytree(ROOT / "scripts", course / "scripts")
+    git(course, "init", "--quiet", "--initial-branch=main")
+    git(course, "add", ".")
+    git(course, "commit", "--quiet", "--message=First edition")
+    git(tmp_path, "clone", "--quiet", str(course), str(student))
+    (course / "labs" / "lab-1.ipynb").write_text("second edition\n")
+    (course / "notes.txt").write_text("second edition\n")
+    git(course, "commit", "--quiet", "--all", "--message=Second edition")
+    return course, student
+
+
+def update(student: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(["sh", "scripts/update.sh"], cwd=student, capture_output=True, text=True)
+
+
+def test_update_brings_the_new_lab_and_keeps_the_students_beside_it(course_and_student):
+    _, student = course_and_student
+    (student / "labs" / "lab-1.ipynb").write_text("my answers to lab 1\n")
+    (student / "labs" / "lab-2.ipynb").write_text("my answers to lab 2\n")
+    result = update(student)
+    assert result.returncode == 0, result.stderr
+    assert (student / "labs" / "lab-1.ipynb").read_text() == "second edition\n"
+    (mine,) = (student / "labs").glob("my-lab-1-*.ipynb")
+    assert mine.read_text() == "my answers to lab 1\n" and mine.name in result.stdout
+    assert (student / "labs" / "lab-2.ipynb").read_text() == "my answers to lab 2\n", "not in the update: not touched"
+    assert update(student).returncode == 0, "a second update has nothing to do"
+    assert len(list((student / "labs").glob("my-*"))) == 1
+
+
+def test_update_that_would_overwrite_another_file_changes_nothing(course_and_student):
+    _, student = course_and_student
+    (student / "labs" / "lab-1.ipynb").write_text("my answers\n")
+    (student / "notes.txt").write_text("my notes\n")
+    result = update(student)
+    assert result.returncode != 0 and "nothing was changed: notes.txt was changed here" in result.stderr
+    assert (student / "labs" / "lab-1.ipynb").read_text() == "my answers\n"
+    assert (student / "notes.txt").read_text() == "my notes\n"
+
+
+def test_update_of_a_clone_with_commits_of_its_own_changes_nothing(course_and_student):
+    _, student = course_and_student
+    (student / "labs" / "lab-1.ipynb").write_text("my answers\n")
+    git(student, "commit", "--quiet", "--all", "--message=My answers")
+    result = update(student)
+    assert result.returncode != 0 and "git pull --rebase" in result.stderr
+    assert (student / "labs" / "lab-1.ipynb").read_text() == "my answers\n"
+
+
+def test_update_without_its_remote_says_so(course_and_student):
+    course, student = course_and_student
+    course.rename(course.with_name("away"))
+    result = update(student)
+    assert result.returncode != 0 and "git reaches no remote" in result.stderr
+
+
+# --- conda ------------------------------------------------------------------------------------------------------------
+
+
+def test_conda_environment_agrees_with_pyproject():
+    from packaging.specifiers import SpecifierSet
+
+    yaml = pytest.importorskip("yaml")
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    named = [entry for entry in dependencies if isinstance(entry, str)]
+    (by_pip,) = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
+    (python,) = [entry.removeprefix("python=") for entry in named if entry.startswith("python=")]
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python)
+    assert {"pip", "ninja"} <= set(named)
+    assert by_pip == ["-e ."], "pyproject.toml is the one list"
+    assert [entry for entry in named if "=" in entry] == [f"python={python}"], "no versions of its own"
