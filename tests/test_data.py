@@ -1,0 +1,237 @@
+"""Prompts, instruction format, random tokens and the tiny text: what needs no download."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from shared import data
+from shared.errors import BadInput
+
+OPENINGS = {
+    "code": ("def ", "class "),
+    "mathematics": ("Problem: ",),
+    "creative_writing": ("Story: ",),
+    "scientific_explanation": ("Question: Why ", "Question: How "),
+    "logical_reasoning": ("Premises: ",),
+    "translation": ("English: ",),
+    "summarisation": ("Text: ",),
+}
+CLOSINGS = {
+    "mathematics": "\nSolution:",
+    "scientific_explanation": "?\nExplanation:",
+    "logical_reasoning": "?\nAnswer:",
+    "translation": "\nFrench:",
+    "summarisation": "\nSummary:",
+}
+
+
+def test_importing_data_loads_neither_torch_nor_transformers():
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, shared.data; print({'torch', 'transformers', 'pandas'} & set(sys.modules))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert loaded.stdout.strip() == "set()"
+
+
+# ---------------------------------------------------------------------------------------------------------- prompts
+
+
+def test_every_domain_has_fifty_different_prompts():
+    assert tuple(data.EXPERT_PROMPTS) == data.DOMAINS
+    for prompts in data.EXPERT_PROMPTS.values():
+        assert len(set(prompts)) == len(prompts) >= 50
+
+
+@pytest.mark.parametrize("domain", data.DOMAINS)
+def test_prompts_open_like_the_documents_of_their_domain_and_stop_where_a_model_goes_on(domain):
+    for prompt in data.EXPERT_PROMPTS[domain]:
+        assert prompt.startswith(OPENINGS[domain])
+        assert prompt.endswith(CLOSINGS.get(domain, ""))
+        assert 10 <= len(prompt.split()) <= 60
+        assert "\n\n" not in prompt  # a blank line would end the document
+        assert prompt == prompt.rstrip()
+
+
+@pytest.mark.parametrize("prompt", data.EXPERT_PROMPTS["code"])
+def test_code_prompts_are_the_beginning_of_code_that_parses(prompt):
+    last = prompt.splitlines()[-1]
+    indent = last[: len(last) - len(last.lstrip())]
+    # Whatever a prompt leaves open, one of these closes it.
+    endings = ("", " pass", f"\n{indent}    pass", ")", "]", f"\n{indent}except ValueError: pass", "\n    pass")
+    endings += (
+        f"\n{indent}    pass\n{indent}except ValueError:\n{indent}    pass",
+        "\n    x for x in y)",
+        "\n    x for x in y]",
+    )
+
+    def parses(code):
+        try:
+            return bool(ast.parse(code))
+        except SyntaxError:
+            return False
+
+    assert any(parses(prompt + ending) for ending in endings)
+
+
+@pytest.mark.parametrize("name", ["EXPERT_PROMPT", "nothing"])
+def test_a_misspelt_name_in_data_is_an_attribute_error(name):
+    with pytest.raises(AttributeError, match=name):
+        getattr(data, name)
+
+
+# ----------------------------------------------------------------------------------------------- instruction format
+
+
+def test_instruction_format_has_three_sections_with_a_blank_line_between():
+    example = {"instruction": "Add the numbers.", "input": "2 and 3", "output": "5"}
+    assert data.format_instruction(example) == (
+        "### Instruction:\nAdd the numbers.\n\n### Input:\n2 and 3\n\n### Response:\n5"
+    )
+
+
+@pytest.mark.parametrize("empty", [{}, {"input": ""}, {"input": None}, {"input": "  \n"}])
+def test_instruction_format_leaves_out_an_empty_input(empty):
+    text = data.format_instruction({"instruction": "Greet.", "output": "Hello.", **empty})
+    assert text == "### Instruction:\nGreet.\n\n### Response:\nHello."
+
+
+def test_instruction_format_without_an_output_ends_where_the_model_goes_on():
+    assert data.format_instruction({"instruction": "Greet."}) == "### Instruction:\nGreet.\n\n### Response:\n"
+
+
+def test_instruction_format_keeps_the_indentation_of_code():
+    text = data.format_instruction({"instruction": "Fix.", "input": "    return x\n", "output": "    return y\n\n"})
+    assert text == "### Instruction:\nFix.\n\n### Input:\n    return x\n\n### Response:\n    return y"
+
+
+@pytest.mark.parametrize("example", [{}, {"output": "x"}, {"instruction": ""}, {"instruction": None}])
+def test_an_example_without_an_instruction_is_refused_in_one_sentence(example):
+    with pytest.raises(BadInput, match=r'^An example needs an "instruction"[^.]*\.$'):
+        data.format_instruction(example)
+
+
+# ---------------------------------------------------------------------------------------------------- random tokens
+
+
+def test_random_tokens_have_the_lengths_of_the_course_and_batch_one():
+    tokens = data.random_tokens(50_280)
+    assert list(tokens) == [1024, 4096, 16384, 32768]
+    for length, ids in tokens.items():
+        assert ids.shape == (1, length) and ids.dtype == torch.long
+
+
+@pytest.mark.parametrize("vocab_size", [399, 1024, 32_000, 50_280])
+def test_random_tokens_stay_100_away_from_both_ends_and_reach_that_far(vocab_size):
+    ids = data.random_tokens(vocab_size, [200_000])[200_000]
+    assert ids.min() >= 100 and ids.max() < vocab_size - 100
+    assert ids.unique().numel() > 0.9 * (vocab_size - 200)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 3, 4, 5, 17, 100, 200, 201, 398])
+def test_random_tokens_work_for_a_vocabulary_of_any_size(vocab_size):
+    ids = data.random_tokens(vocab_size, [2000])[2000]
+    margin = (vocab_size + 1) // 4
+    assert margin <= ids.min() and ids.max() < vocab_size - margin
+    assert ids.unique().numel() >= vocab_size / 3  # the margins never eat the vocabulary
+
+
+def test_random_tokens_never_contain_special_tokens():
+    # DeepSeekMoE's begin and end of text lie 2,399 ids below the end of its embedding, inside the margins.
+    special = {100_000, 100_001}
+    without = data.random_tokens(102_400, [600_000])[600_000]
+    assert special & set(without[0].tolist())
+    given = data.random_tokens(102_400, [600_000], special_ids=special)[600_000]
+    assert not special & set(given[0].tolist())
+
+
+def test_random_tokens_avoid_the_special_tokens_of_the_tiny_tokenizer():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(data.DATA / "tiny" / "tokenizer")
+    ids = data.random_tokens(len(tokenizer), [100_000])[100_000]
+    assert not set(tokenizer.all_special_ids) & set(ids[0].tolist())
+
+
+def test_random_tokens_repeat_with_their_seed_and_differ_between_seeds():
+    first, again, other = (data.random_tokens(1000, [512], seed=seed)[512] for seed in (7, 7, 8))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_seeds_beyond_32_bits_still_differ():
+    # torch's CPU generator keeps the lower 32 bits of a seed.
+    a, b = (data.random_tokens(1000, [512], seed=seed)[512] for seed in (1, 1 + 2**32))
+    assert not torch.equal(a, b)
+
+
+def test_a_length_has_the_same_tokens_whatever_else_is_asked_for():
+    alone, among = data.random_tokens(1000, [256]), data.random_tokens(1000, [64, 512, 256])
+    assert torch.equal(alone[256], among[256])
+    assert not torch.equal(among[512][:, :256], among[256])
+
+
+def test_random_tokens_leave_the_global_generator_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    data.random_tokens(1000, [64])
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares GPU with CPU")
+def test_random_tokens_are_the_same_on_the_gpu():
+    on_gpu = data.random_tokens(1000, [256], device="cuda")[256]
+    assert on_gpu.is_cuda and torch.equal(on_gpu.cpu(), data.random_tokens(1000, [256])[256])
+
+
+@pytest.mark.parametrize("arguments", [{"vocab_size": 0}, {"vocab_size": 2, "special_ids": [0, 1]}])
+def test_a_vocabulary_with_nothing_to_draw_is_refused_in_one_sentence(arguments):
+    with pytest.raises(BadInput, match=r"^A vocabulary of \d ids .* leaves nothing to draw[^.]*\.$"):
+        data.random_tokens(**arguments)
+
+
+def test_an_empty_sequence_is_refused():
+    with pytest.raises(BadInput, match="a length of 0 was asked for"):
+        data.random_tokens(1000, [0])
+
+
+# -------------------------------------------------------------------------------------------------------- tiny text
+
+
+@pytest.mark.parametrize("split", data.SPLITS)
+def test_tiny_text_has_documents_of_every_domain(split):
+    text = data.tiny_text(split)
+    assert tuple(text) == data.DOMAINS
+    for domain, documents in text.items():
+        documents = documents.strip().split("\n\n")
+        assert len(documents) > 20
+        opening = tuple(form.split(" ")[0] for form in OPENINGS[domain])
+        assert sum(document.startswith(opening) for document in documents) > 0.8 * len(documents)
+
+
+def test_the_held_out_documents_are_new():
+    train, heldout = data.tiny_text("train"), data.tiny_text("heldout")
+    for domain in data.DOMAINS:
+        documents = set(heldout[domain].strip().split("\n\n"))
+        seen = documents & set(train[domain].strip().split("\n\n"))
+        # A grammar for short functions draws the same one twice now and then; elsewhere no document repeats.
+        assert len(seen) <= (0.05 * len(documents) if domain == "code" else 0)
+
+
+def test_the_long_text_is_one_document_of_sixty_kilobytes():
+    text = data.tiny_long_text().strip()
+    assert len(text.encode()) >= 60_000 and "\n\n" not in text
+
+
+@pytest.mark.parametrize("split", ["test", "", "Train"])
+def test_an_unknown_split_is_refused_in_one_sentence(split):
+    with pytest.raises(BadInput, match=rf"^The tiny text has the splits 'train' and 'heldout', not '{split}'\.$"):
+        data.tiny_text(split)
