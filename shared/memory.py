@@ -1,0 +1,255 @@
+"""How much memory is free, how much a piece of code takes, and how much a model's cache holds.
+
+Three kinds of machine, three truths:
+- discrete GPU: CUDA knows what is free, and torch's allocator knows every byte that tensors take.
+- unified memory (DGX Spark): CPU and GPU share one pool. CUDA's "free" counts page cache as used, so ask the kernel;
+  CUDA allocations do not show in the process's RSS, so add what torch has reserved.
+- CPU: MemAvailable, or what the container's limit leaves; a process takes its resident set (RSS).
+
+All sizes are bytes. `human` prints them in decimal units: GB = 1e9 bytes.
+"""
+
+import re
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared import meters
+
+MEMINFO = Path("/proc/meminfo")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def human(size: float) -> str:
+    """Three digits and a decimal unit: `human(5_536_691_200)` is '5.54 GB' (GB = 1e9 bytes)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        text = f"{float(f'{size:.3g}'):g}"  # rounded first, so that 999.9 MB becomes 1 GB and not 1e+03 MB
+        if abs(float(text)) < 1000 or unit == "TB":
+            return f"{text} {unit}"
+        size /= 1000
+
+
+def pick_device(device=None):
+    """The torch device that is meant: the one given, or the GPU if there is one, or the CPU."""
+    import torch
+
+    return torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def is_unified(device=None) -> bool:
+    """Whether the GPU takes its memory from the same pool as the CPU, as on DGX Spark."""
+    import torch
+
+    device = pick_device(device)
+    return device.type == "cuda" and bool(getattr(torch.cuda.get_device_properties(device), "is_integrated", False))
+
+
+# --------------------------------------------------------------------------------------------------- what is free
+
+
+def available(device=None) -> int:
+    """Bytes that this process can still take on `device` (default: the GPU if there is one, else the CPU)."""
+    import torch
+
+    device = pick_device(device)
+    if device.type != "cuda":
+        return min([_host_available(), *_cgroup_available()])
+    # What torch has reserved and does not use is free for the next tensor.
+    spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    # Containers do not count CUDA allocations, so their limit says nothing about unified memory.
+    return spare + (_host_available() if is_unified(device) else torch.cuda.mem_get_info(device)[0])
+
+
+def _host_available() -> int:
+    if MEMINFO.exists():
+        return int(re.search(r"^MemAvailable:\s+(\d+) kB", MEMINFO.read_text(), re.MULTILINE)[1]) * 1024
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def _cgroup_available() -> list[int]:
+    """What each memory limit on the way from this process's control group to the root leaves, versions 1 and 2."""
+    left = []
+    groups = (meters.PROCESS / "cgroup").read_text().splitlines() if (meters.PROCESS / "cgroup").exists() else []
+    for number, controllers, group in (line.split(":", 2) for line in groups):
+        if number == "0":
+            root, limit, usage, cache = CGROUPS, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit, usage, cache = (
+                CGROUPS / "memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+        else:
+            continue
+        # Inside a container the path can belong to the host: then only the last step, the root itself, exists.
+        path = root / group.lstrip("/")
+        for folder in [path, *path.parents]:
+            if (folder / limit).exists() and (most := (folder / limit).read_text().strip()) != "max":
+                stat = (folder / "memory.stat").read_text() if (folder / "memory.stat").exists() else ""
+                reclaimable = re.search(rf"^{cache} (\d+)", stat, re.MULTILINE)
+                used = int((folder / usage).read_text()) - (int(reclaimable[1]) if reclaimable else 0)
+                left.append(max(0, int(most) - used))
+            if folder == root:
+                break
+    return left
+
+
+def cap(device=None) -> None:
+    """On unified memory, make torch raise OutOfMemoryError before the machine runs dry and hangs; elsewhere do nothing.
+
+    A twentieth of what is free stays with the operating system.
+    """
+    import torch
+
+    if is_unified(device := pick_device(device)):
+        most = torch.cuda.memory_allocated(device) + 0.95 * available(device)
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), device)
+
+
+# ------------------------------------------------------------------------------------------------- what code takes
+
+
+class Tracker:
+    """What `track` hands out. All its figures are bytes above the level at entry."""
+
+    def __init__(self, meter, interval: float):
+        self._meter, self._interval = meter, interval
+        self._phase, self._peaks, self._samples = "start", {}, []
+        self._stop = threading.Event()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that was taken at once since entry."""
+        return max(self.phases().values())
+
+    def mark(self, phase: str) -> None:
+        """Call what follows `phase`, until the next mark."""
+        with _lock:
+            self._sample(settle_peak=True)
+            self._phase = phase
+            self._sample()
+
+    def phases(self) -> dict[str, int]:
+        """The peak of each phase, in the order in which they began."""
+        if not self._stop.is_set():
+            self._sample(settle_peak=True)
+        return {phase: max(0, peak - self._entry) for phase, peak in self._peaks.items()}
+
+    def timeline(self):
+        """DataFrame with one row per sample: seconds since entry, bytes, phase."""
+        import pandas as pd
+
+        rows = [(seconds, level - self._entry, phase) for seconds, level, phase in list(self._samples)]
+        return pd.DataFrame(rows, columns=["seconds", "bytes", "phase"])
+
+    def _note(self, level: int) -> None:
+        self._peaks[self._phase] = max(level, self._peaks.get(self._phase, 0))
+
+    def _sample(self, settle_peak: bool = False) -> None:
+        with _lock:
+            self._note(level := self._meter.level())
+            self._samples.append((time.perf_counter() - self._start, level, self._phase))
+            if settle_peak:
+                _settle_peak(self._meter)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval):
+            self._sample()
+
+
+_lock = threading.RLock()
+_active: list[Tracker] = []
+
+
+def _settle_peak(meter) -> None:
+    """Credit the high-water mark to every tracker that shares it, then start it anew: nested trackers reset it too."""
+    peak = meter.peak()
+    for tracker in _active:
+        if type(tracker._meter) is type(meter) and tracker._meter.device == meter.device:
+            tracker._note(peak)
+    meter.reset()
+
+
+@contextmanager
+def track(device=None, interval: float = 0.005):
+    """Watch the memory that the block takes on `device` (default: the GPU if there is one, else the CPU).
+
+    A thread samples the level every `interval` seconds for the timeline; the peak is exact where the machine keeps one
+    (Linux RSS, torch's CUDA allocator) and the largest sample elsewhere. Resident memory counts pages that were
+    touched: `torch.empty` alone takes nothing, and the pages of a memory-mapped checkpoint count once they are read.
+
+    >>> with memory.track() as m:
+    ...     m.mark("prefill")
+    ...     model(input_ids)
+    >>> m.peak_bytes, m.phases(), m.timeline()
+    """
+    device = pick_device(device)
+    if device.type != "cuda":
+        meter = meters.Host()
+    else:
+        meter = meters.Unified(device) if is_unified(device) else meters.Cuda(device)
+    tracker = Tracker(meter, interval)
+    meter.settle()
+    with _lock:
+        _settle_peak(meter)
+        tracker._start, tracker._entry = time.perf_counter(), meter.level()
+        _active.append(tracker)
+        tracker._sample()
+    thread = threading.Thread(target=tracker._watch, name="memory.track", daemon=True)
+    thread.start()
+    try:
+        yield tracker
+    finally:
+        with _lock:
+            tracker._sample(settle_peak=True)
+            tracker._stop.set()
+            _active.remove(tracker)
+        thread.join()
+
+
+# ------------------------------------------------------------------------------------------------ what a cache holds
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """Bytes in a model's cache: keys and values, convolution states, recurrent (SSM) states."""
+
+    kv: int
+    conv: int
+    recurrent: int
+
+    @property
+    def total(self) -> int:
+        return self.kv + self.conv + self.recurrent
+
+
+def cache_bytes(cache) -> CacheBytes:
+    """Count the tensors in a transformers `Cache` (attention, Mamba or both), each once, as elements times their size.
+
+    Args:
+        cache: `outputs.past_key_values`, or `outputs.cache_params` for a pure Mamba model.
+    """
+    if not hasattr(cache, "layers"):
+        raise TypeError(
+            f"cache_bytes needs the cache of a model's output and got {type(cache).__name__}: "
+            "call the model with use_cache=True and pass its past_key_values (cache_params for Mamba)."
+        )
+    seen = set()
+
+    def count(*tensors) -> int:
+        new = {id(t): t.numel() * t.element_size() for t in tensors if t is not None and id(t) not in seen}
+        seen.update(new)
+        return sum(new.values())
+
+    kv = conv = recurrent = 0
+    for layer in cache.layers:
+        kv += count(getattr(layer, "keys", None), getattr(layer, "values", None))
+        conv += count(*getattr(layer, "conv_states", {}).values())
+        recurrent += count(*getattr(layer, "recurrent_states", {}).values())
+    return CacheBytes(kv, conv, recurrent)

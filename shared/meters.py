@@ -1,0 +1,88 @@
+"""What `memory.track` reads: the level of memory now and, where the machine keeps one, the peak since the last reset.
+
+A meter has `settle()` (give back what is merely kept), `level()`, `peak()` (0 where none is kept) and `reset()`; bytes.
+"""
+
+import ctypes
+import gc
+import os
+import re
+from pathlib import Path
+
+PROCESS = Path("/proc/self")
+
+
+class Host:
+    """The process's resident set. Linux keeps its high-water mark and lets us reset it: an exact peak, not sampled."""
+
+    device = None
+
+    def __init__(self):
+        self.exact = os.access(PROCESS / "clear_refs", os.W_OK)
+
+    def settle(self):
+        gc.collect()
+        # glibc keeps freed heap: a tensor that fits into it would not show. Give it back first, where glibc is.
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
+
+    def level(self) -> int:
+        if (PROCESS / "statm").exists():
+            return int((PROCESS / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        import psutil
+
+        return psutil.Process().memory_info().rss
+
+    def peak(self) -> int:
+        if not self.exact:
+            return 0
+        return int(re.search(r"VmHWM:\s+(\d+) kB", (PROCESS / "status").read_text())[1]) * 1024
+
+    def reset(self):
+        try:
+            (PROCESS / "clear_refs").write_text("5")
+        except OSError:  # not Linux, or a sandbox that forbids it: the sampled level has to do
+            self.exact = False
+
+
+class Cuda:
+    """Bytes in tensors on a discrete GPU: torch's allocator keeps the exact peak."""
+
+    def __init__(self, device):
+        import torch
+
+        self.cuda, self.device = torch.cuda, device
+
+    def settle(self):
+        gc.collect()
+
+    def level(self) -> int:
+        return self.cuda.memory_allocated(self.device)
+
+    def peak(self) -> int:
+        return self.cuda.max_memory_allocated(self.device)
+
+    def reset(self):
+        self.cuda.reset_peak_memory_stats(self.device)
+
+
+class Unified(Host):
+    """RSS plus what torch has reserved: one pool, neither sees the other, and no one keeps the peak of the sum."""
+
+    def __init__(self, device):
+        import torch
+
+        self.cuda, self.device = torch.cuda, device
+
+    def settle(self):
+        super().settle()
+        self.cuda.empty_cache()  # for the same reason as malloc_trim
+
+    def level(self) -> int:
+        return super().level() + self.cuda.memory_reserved(self.device)
+
+    def peak(self) -> int:
+        return 0
+
+    def reset(self):
+        pass

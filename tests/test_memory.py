@@ -1,0 +1,342 @@
+"""What is free, what code takes and what a cache holds. The CPU is real; GPUs are played by their recorded answers."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from shared import memory, meters
+
+MB = 1_000_000
+
+# Recorded on machines of the kinds that the course runs on; kB here are 1,024 bytes.
+MEMINFO_SPARK = """MemTotal:       125513632 kB
+MemFree:         9012345 kB
+MemAvailable:   101234567 kB
+Buffers:          412345 kB
+Cached:         92345678 kB
+SwapFree:       16777212 kB
+"""
+MEMINFO_LAPTOP = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\n"
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """A Linux machine whose files can be written: /proc/meminfo, /proc/self and /sys/fs/cgroup."""
+    files = SimpleNamespace(meminfo=tmp_path / "meminfo", process=tmp_path / "self", cgroups=tmp_path / "cgroup")
+    files.meminfo.write_text(MEMINFO_LAPTOP)
+    files.process.mkdir()
+    files.cgroups.mkdir()
+    monkeypatch.setattr(memory, "MEMINFO", files.meminfo)
+    monkeypatch.setattr(memory, "CGROUPS", files.cgroups)
+    monkeypatch.setattr(meters, "PROCESS", files.process)
+    return files
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A CUDA device that answers with these numbers."""
+    state = SimpleNamespace(
+        integrated=0, free=0, total=140_000 * MB, reserved=0, allocated=0, peak=0, fraction=None, emptied=0
+    )
+
+    def reset(device=None):
+        state.peak = state.allocated
+
+    def empty():
+        state.emptied += 1
+        state.reserved = state.allocated
+
+    properties = SimpleNamespace(is_integrated=0, total_memory=state.total)
+    for name, answer in {
+        "is_available": lambda: True,
+        "get_device_properties": lambda device: SimpleNamespace(
+            **{**vars(properties), "is_integrated": state.integrated}
+        ),
+        "mem_get_info": lambda device: (state.free, state.total),
+        "memory_reserved": lambda device: state.reserved,
+        "memory_allocated": lambda device: state.allocated,
+        "max_memory_allocated": lambda device: max(state.peak, state.allocated),
+        "reset_peak_memory_stats": reset,
+        "empty_cache": empty,
+        "set_per_process_memory_fraction": lambda fraction, device: setattr(state, "fraction", fraction),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    return state
+
+
+# ---------------------------------------------------------------------------------------------------------- available
+
+
+def test_available_on_a_cpu_is_what_the_kernel_calls_available(host):
+    assert memory.available("cpu") == 8_000_000 * 1024
+
+
+def test_available_on_a_discrete_gpu_adds_what_torch_keeps_but_does_not_use(gpu):
+    gpu.free, gpu.reserved, gpu.allocated = 20_000 * MB, 5_000 * MB, 2_000 * MB
+    assert memory.available() == memory.available("cuda") == 23_000 * MB
+
+
+def test_available_on_unified_memory_counts_page_cache_as_free(host, gpu):
+    host.meminfo.write_text(MEMINFO_SPARK)
+    gpu.integrated, gpu.free = 1, 9_012_345 * 1024  # CUDA's answer is MemFree: eleven times too little
+    assert memory.available() == 101_234_567 * 1024
+
+
+def test_available_on_unified_memory_ignores_swap_and_the_containers_limit(host, gpu):
+    host.meminfo.write_text(MEMINFO_SPARK)
+    (host.process / "cgroup").write_text("0::/\n")
+    (host.cgroups / "memory.max").write_text(f"{4_000 * MB}\n")
+    (host.cgroups / "memory.current").write_text("0\n")
+    gpu.integrated = 1
+    assert memory.available("cuda") == 101_234_567 * 1024
+    assert memory.available("cpu") == 4_000 * MB
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["path visible", "only the root visible, as in a container"])
+def test_available_obeys_a_version_2_limit_and_counts_its_page_cache_as_free(host, inside):
+    folder = host.cgroups / "docker" / "abc" if inside else host.cgroups
+    folder.mkdir(parents=True, exist_ok=True)
+    (host.process / "cgroup").write_text("0::/docker/abc\n")
+    (folder / "memory.max").write_text(f"{3_000 * MB}\n")
+    (folder / "memory.current").write_text(f"{1_000 * MB}\n")
+    (folder / "memory.stat").write_text(f"anon 1\nfile 2\ninactive_file {400 * MB}\n")
+    assert memory.available("cpu") == 2_400 * MB
+
+
+def test_available_obeys_the_tightest_limit_on_the_way_to_the_root(host):
+    (host.process / "cgroup").write_text("0::/user/session\n")
+    for folder, limit in ((host.cgroups / "user", 2_000 * MB), (host.cgroups / "user" / "session", "max")):
+        folder.mkdir()
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{500 * MB}\n")
+    assert memory.available("cpu") == 1_500 * MB
+
+
+def test_available_obeys_a_version_1_limit(host):
+    (host.process / "cgroup").write_text("9:name=systemd:/\n4:memory:/lab\n1:cpu:/\n0::/\n")
+    folder = host.cgroups / "memory" / "lab"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text(f"{1_000 * MB}\n")
+    (folder / "memory.usage_in_bytes").write_text(f"{600 * MB}\n")
+    (folder / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {100 * MB}\n")
+    assert memory.available("cpu") == 500 * MB
+
+
+def test_available_is_never_negative(host):
+    (host.process / "cgroup").write_text("0::/\n")
+    (host.cgroups / "memory.max").write_text(f"{1_000 * MB}\n")
+    (host.cgroups / "memory.current").write_text(f"{1_001 * MB}\n")
+    assert memory.available("cpu") == 0
+
+
+def test_available_without_proc_asks_psutil(host):
+    import psutil
+
+    host.meminfo.unlink()
+    assert memory.available("cpu") == pytest.approx(psutil.virtual_memory().available, rel=0.05)
+
+
+def test_available_on_this_machine_is_at_most_what_it_has():
+    import psutil
+
+    assert 0 < memory.available("cpu") <= psutil.virtual_memory().total
+
+
+def test_cap_keeps_unified_memory_from_running_dry_and_leaves_other_machines_alone(host, gpu):
+    gpu.free, gpu.allocated = 10_000 * MB, 1_000 * MB
+    memory.cap("cpu"), memory.cap("cuda")
+    assert gpu.fraction is None
+    gpu.integrated, gpu.reserved = 1, 1_000 * MB
+    memory.cap("cuda")
+    assert gpu.fraction * gpu.total == pytest.approx(1_000 * MB + 0.95 * 8_000_000 * 1024)
+
+
+# -------------------------------------------------------------------------------------------------------------- track
+
+
+def test_the_peak_of_a_known_allocation_is_right_to_one_percent():
+    with memory.track("cpu") as m:
+        block = torch.ones(256 * MB, dtype=torch.uint8)
+    assert m.peak_bytes == pytest.approx(block.numel(), rel=0.01)
+
+
+def test_a_spike_between_two_samples_is_in_the_peak():
+    if not meters.Host().exact:
+        pytest.skip("this kernel does not let a process reset its high-water mark")
+    with memory.track("cpu", interval=60) as m:
+        del (block := [torch.ones(256 * MB, dtype=torch.uint8)])[:]
+    assert not block and m.peak_bytes == pytest.approx(256 * MB, rel=0.01)
+
+
+@pytest.mark.parametrize("proc", [False, True], ids=["no /proc", "a sandbox that forbids the reset"])
+def test_without_a_high_water_mark_the_samples_give_the_peak(host, proc):
+    if proc:
+        (host.process / "status").write_text("VmHWM:\t 99999999 kB\n")  # the peak of the process's whole life
+        (host.process / "clear_refs").mkdir()  # writing fails
+    with memory.track("cpu", interval=0.002) as m:
+        block = torch.ones(256 * MB, dtype=torch.uint8)
+        time.sleep(0.05)
+        del block
+    assert m.peak_bytes == pytest.approx(256 * MB, rel=0.01)
+
+
+def test_memory_that_the_heap_kept_does_not_hide_an_allocation():
+    def many_small():
+        return [bytes(50_000) for _ in range(2_000)]  # below the size at which glibc maps pages of their own
+
+    kept, pin = many_small(), []
+    pin.append(bytes(50_000))  # on top, so that freeing alone cannot shrink the heap
+    del kept
+    with memory.track("cpu") as m:
+        blocks = many_small()
+    assert m.peak_bytes == pytest.approx(sum(map(len, blocks)), rel=0.05)
+
+
+def test_memory_that_is_merely_promised_does_not_count():
+    with memory.track("cpu") as m:
+        block = torch.empty(256 * MB, dtype=torch.uint8)
+    assert block.numel() == 256 * MB and m.peak_bytes < 10 * MB
+
+
+def test_phases_have_their_own_peaks_above_the_level_at_entry():
+    with memory.track("cpu") as m:
+        m.mark("load")
+        weights = torch.ones(100 * MB, dtype=torch.uint8)
+        m.mark("prefill")
+        del (activations := [torch.ones(200 * MB, dtype=torch.uint8)])[:]
+        m.mark("decode")
+        time.sleep(0.03)
+    assert not activations and weights.numel() == 100 * MB
+    phases = m.phases()
+    assert list(phases) == ["start", "load", "prefill", "decode"]
+    assert phases["start"] < 5 * MB
+    assert phases["load"] == pytest.approx(100 * MB, rel=0.03)
+    assert phases["prefill"] == pytest.approx(300 * MB, rel=0.03)
+    assert phases["decode"] == pytest.approx(100 * MB, rel=0.03)
+    assert m.peak_bytes == phases["prefill"]
+
+
+def test_the_timeline_shows_the_phases_in_order_and_ends_where_the_block_ends():
+    with memory.track("cpu", interval=0.002) as m:
+        time.sleep(0.02)
+        m.mark("load")
+        block = torch.ones(64 * MB, dtype=torch.uint8)
+        time.sleep(0.02)
+    line = m.timeline()
+    assert list(line.columns) == ["seconds", "bytes", "phase"] and block.numel() == 64 * MB
+    assert line.seconds.is_monotonic_increasing and line.seconds.iloc[-1] >= 0.04
+    assert list(line.phase.unique()) == ["start", "load"]
+    assert line.bytes.iloc[-1] == pytest.approx(64 * MB, rel=0.05)
+    assert line.bytes.max() <= m.peak_bytes
+    time.sleep(0.02)
+    assert len(m.timeline()) == len(line)
+
+
+def test_figures_can_be_read_inside_the_block():
+    with memory.track("cpu") as m:
+        assert m.peak_bytes < 5 * MB
+        block = torch.ones(64 * MB, dtype=torch.uint8)
+        assert m.peak_bytes == pytest.approx(block.numel(), rel=0.05)
+        assert len(m.timeline()) >= 2
+
+
+def test_an_exception_passes_through_and_the_thread_ends():
+    with pytest.raises(RuntimeError, match="mine"), memory.track("cpu") as m:
+        block = torch.ones(64 * MB, dtype=torch.uint8)
+        raise RuntimeError("mine")
+    assert m.peak_bytes == pytest.approx(block.numel(), rel=0.05)
+    assert not [thread for thread in threading.enumerate() if thread.name == "memory.track"]
+    assert not memory._active
+
+
+def test_an_inner_tracker_does_not_take_the_outer_ones_peak_away():
+    with memory.track("cpu", interval=60) as outer:
+        del (first := [torch.ones(256 * MB, dtype=torch.uint8)])[:]
+        with memory.track("cpu", interval=60) as inner:
+            second = torch.ones(64 * MB, dtype=torch.uint8)
+        inner_peak = inner.peak_bytes
+        del second
+    assert not first
+    assert inner_peak == pytest.approx(64 * MB, rel=0.03)
+    assert outer.peak_bytes == pytest.approx(256 * MB, rel=0.03)
+
+
+def test_on_a_discrete_gpu_the_peak_is_the_allocators(gpu):
+    gpu.allocated = gpu.peak = 500 * MB
+    with memory.track("cuda", interval=60) as outer:
+        gpu.allocated = gpu.peak = 800 * MB
+        gpu.allocated = 500 * MB
+        with memory.track("cuda", interval=60) as inner:
+            gpu.allocated = gpu.peak = 600 * MB
+    assert (outer.peak_bytes, inner.peak_bytes) == (300 * MB, 100 * MB)
+
+
+def test_on_unified_memory_resident_and_reserved_add_up(gpu):
+    gpu.integrated, gpu.reserved, gpu.allocated = 1, 900 * MB, 400 * MB
+    with memory.track("cuda", interval=60) as m:
+        assert gpu.emptied == 1 and gpu.reserved == 400 * MB  # what torch merely keeps would hide an allocation
+        on_host = torch.ones(64 * MB, dtype=torch.uint8)
+        gpu.reserved += 200 * MB
+        m.mark("end")
+    assert m.peak_bytes == pytest.approx(on_host.numel() + 200 * MB, rel=0.03)
+
+
+# -------------------------------------------------------------------------------------------------------- cache_bytes
+
+
+def test_cache_bytes_counts_each_kind_and_each_tensor_once():
+    keys, conv = torch.zeros(1, 2, 5, 4, dtype=torch.bfloat16), torch.zeros(1, 8, 4, dtype=torch.bfloat16)
+    attention = SimpleNamespace(keys=keys, values=keys.clone())
+    shared_with_it = SimpleNamespace(keys=keys, values=attention.values)
+    mamba = SimpleNamespace(conv_states={0: conv}, recurrent_states={0: torch.zeros(1, 8, 16), 1: None})
+    counted = memory.cache_bytes(SimpleNamespace(layers=[attention, shared_with_it, mamba]))
+    assert counted == memory.CacheBytes(kv=2 * 40 * 2, conv=32 * 2, recurrent=128 * 4)
+    assert counted.total == 160 + 64 + 512
+
+
+def test_cache_bytes_of_a_new_cache_is_zero_and_of_a_static_one_is_all_it_reserves():
+    from transformers import DynamicCache, GPTNeoXConfig, StaticCache
+
+    config = GPTNeoXConfig(
+        hidden_size=32, num_attention_heads=4, num_hidden_layers=2, vocab_size=64, intermediate_size=64
+    )
+    assert memory.cache_bytes(DynamicCache(config=config)).total == 0
+    static = StaticCache(config=config, max_cache_len=100)
+    one_token = torch.zeros(1, 4, 1, 8)
+    for layer in range(2):
+        static.update(one_token, one_token, layer)
+    assert memory.cache_bytes(static).kv == 2 * 2 * 100 * 32 * 4
+
+
+@pytest.mark.parametrize("wrong", [None, 3, (torch.zeros(1), torch.zeros(1))])
+def test_cache_bytes_of_something_else_says_what_it_needs(wrong):
+    with pytest.raises(
+        TypeError, match=r"needs the cache of a model's output and got \w+: call the model with use_cache"
+    ):
+        memory.cache_bytes(wrong)
+
+
+# -------------------------------------------------------------------------------------------------------------- human
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (512, "512 B"),
+        (999.6, "1 kB"),
+        (81_920, "81.9 kB"),
+        (23_592_960, "23.6 MB"),
+        (999_900_000, "1 GB"),
+        (5_536_691_200, "5.54 GB"),
+        (93_405_585_408, "93.4 GB"),
+        (2**30, "1.07 GB"),
+        (5e15, "5000 TB"),
+        (-2e6, "-2 MB"),
+    ],
+)
+def test_human_sizes_are_decimal_and_never_overflow_their_unit(size, text):
+    assert memory.human(size) == text
