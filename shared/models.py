@@ -1,0 +1,222 @@
+"""Get a model of the course into memory: check that it fits, load it or build it with random weights, say what runs.
+
+`load("mamba-2.8b")` takes the published weights from the Hugging Face hub or its cache, `load("tiny/mamba")` those that
+ship with the course. Nothing falls back silently: what cannot be had is one sentence that says how to get it.
+"""
+
+import importlib
+import inspect
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shared import checkpoints, memory
+from shared.errors import (
+    BadInput,
+    ContextTooLong,
+    CourseError,
+    DamagedCheckpoint,
+    KernelNeedsGPU,
+    ModelMissing,
+    NotEnoughMemory,
+)
+from shared.memory import human
+from shared.sizes import DATA, MODELS, TINY, ModelSize, check_name, published_config, size
+
+__all__ = [
+    "MODELS",
+    "TINY",
+    "BadInput",
+    "ContextTooLong",
+    "CourseError",
+    "DamagedCheckpoint",
+    "Fit",
+    "KernelNeedsGPU",
+    "ModelMissing",
+    "ModelSize",
+    "NotEnoughMemory",
+    "check_context",
+    "fits",
+    "load",
+    "path",
+    "size",
+]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a model and its cache fit into memory: `print(fit)` says it in a sentence, `if fit:` works."""
+
+    fits: bool
+    needed_bytes: int
+    available_bytes: int
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.fits
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def fits(name: str, context: int = 0, device=None, dtype: torch.dtype = torch.bfloat16, weights="trained") -> Fit:
+    """Whether the weights and the cache of one sequence of `context` tokens fit into what is free on `device`.
+
+    Activations are not in it. On unified memory trained weights count twice: they pass through the page cache, and
+    running out there hangs the machine instead of raising.
+    """
+    parts, device = size(name, dtype), memory.pick_device(device)
+    copies = 2 if weights == "trained" and name not in TINY and memory.is_unified(device) else 1
+    cache = context * parts.kv_bytes_per_token + parts.state_bytes if context else 0
+    needed, free = copies * parts.weight_bytes + cache, memory.available(device)
+    what = f"{name} with {context:,} tokens of context" if context else name
+    twice = " (twice its weights while they load)" if copies == 2 else ""
+    verb = "fits" if needed <= free else "does not fit"
+    reason = f"{what} {verb}: it needs {human(needed)}{twice} on {device} and {human(free)} are available"
+    return Fit(needed <= free, needed, free, f"{reason}.")
+
+
+def check_context(model, length: int) -> None:
+    """Raise ContextTooLong if `length` tokens are more than the model has positions for. Mamba has no such limit."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is not None and length > most:
+        raise ContextTooLong(
+            f"{type(model).__name__} has {most:,} positions and {length:,} tokens were asked for: shorten the context "
+            f"to {most:,} tokens, or take a Mamba model, which has no such limit."
+        )
+
+
+def path(model) -> str:
+    """Which code runs the Mamba scan: "kernel" (mamba-ssm), "reference" (transformers' loop), "course" (shared.scan),
+    or "no scan" for a model without one.
+
+    transformers chooses once, when the modelling file is imported, whatever the device, and says nothing: read it.
+    """
+    return _path(model.config.model_type)
+
+
+def _path(model_type: str) -> str:
+    if model_type not in ("mamba", "jamba"):
+        return "no scan"
+    module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+    scan = module.mamba_selective_scan
+    chosen = inspect.getclosurevars(scan).nonlocals.get("implementation", scan).__module__
+    return {"transformers": "reference", "shared": "course"}.get(chosen.split(".")[0], "kernel")
+
+
+# ----------------------------------------------------------------------------------------------------------- loading
+
+
+def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained", device=None):
+    """Load a model, in evaluation mode, after a check that it fits.
+
+    Args:
+        name: one of `MODELS` or `TINY`.
+        dtype: of the weights. Mamba's published configs say float32; the course says bfloat16.
+        weights: "trained"; or "random": the real shapes without a download, right for speed and memory, meaningless
+            for text.
+        device: default the GPU if there is one, else the CPU.
+
+    Returns:
+        (model, tokenizer). With random weights the tokenizer is None where the cache has none.
+
+    Raises:
+        BadInput, NotEnoughMemory, ModelMissing, DamagedCheckpoint, KernelNeedsGPU: one sentence each.
+    """
+    if weights not in ("trained", "random"):
+        raise BadInput(f'The weights are "trained" or "random", not {weights!r}.')
+    config, device = published_config(check_name(name)), memory.pick_device(device)
+    if device.type != "cuda" and _path(config.model_type) == "kernel":
+        raise KernelNeedsGPU(
+            f"{name} would run mamba-ssm's CUDA kernel on {device} and crash: load it on the GPU, or set "
+            'sys.modules["mamba_ssm"] and sys.modules["causal_conv1d"] to None before transformers is first imported.'
+        )
+    if not (fit := fits(name, device=device, dtype=dtype, weights=weights)):
+        raise NotEnoughMemory(f"{fit.reason[:-1]}; {_smaller(name, device, dtype, weights)}.")
+    # That Mamba's kernels are absent stands in `path`, which a lab prints; transformers would repeat it on stderr.
+    logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
+    memory.cap(device)
+    if weights == "random":
+        model, folder = _random(config, dtype, device), checkpoints.cached(name)
+    else:
+        folder = checkpoints.folder(name)
+        model = _trained(folder, dtype, device)
+    return model.eval(), _tokenizer(name, folder, needed=weights == "trained")
+
+
+def _smaller(name: str, device, dtype, weights) -> str:
+    """Advice for who lacks memory: the largest smaller model that fits, of the same kind if there is one."""
+    kind = published_config(name).model_type
+    fitting = [other for other in (*MODELS, *(TINY if _tiny_built() else ())) if fits(other, 0, device, dtype, weights)]
+    fitting.sort(key=lambda other: (published_config(other).model_type == kind, size(other).total))
+    return f"the smaller {fitting[-1]} fits" if fitting else "no model of the course fits: close what else holds memory"
+
+
+def _tiny_built() -> bool:
+    return all((DATA / name / "config.json").exists() for name in TINY)
+
+
+def _random(config, dtype, device):
+    """Build the model where it is to stay, in `dtype` from the start, so that no second copy ever exists."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def _trained(folder: Path, dtype, device):
+    """Load a checkpoint and refuse what is missing, cut short, left over or of another shape."""
+    from transformers import AutoModelForCausalLM
+
+    checkpoints.check_files(folder)
+    with _quiet(bar=not folder.is_relative_to(DATA)):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map={"": device} if device.type != "cpu" else None,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported here, all at once, instead of raised as a page of text
+        )
+    for what, keys in info.items():
+        if keys:
+            first = sorted(map(str, keys))[0]
+            raise DamagedCheckpoint(
+                f"The weights in {folder} do not belong to the model in its config.json ({len(keys)} "
+                f"{what.replace('_', ' ')}, the first {first}): {checkpoints.remedy(folder)}."
+            )
+    return model
+
+
+def _tokenizer(name: str, folder: Path | None, needed: bool):
+    from transformers import AutoTokenizer
+
+    source = DATA / "tiny" / "tokenizer" if name in TINY else folder
+    try:
+        return AutoTokenizer.from_pretrained(source) if source else None
+    except (OSError, ValueError) as error:
+        if not needed:
+            return None
+        raise DamagedCheckpoint(f"The tokenizer in {source} cannot be read: {checkpoints.remedy(source)}.") from error
+
+
+@contextmanager
+def _quiet(bar: bool):
+    """Without transformers' loading report, since what matters becomes one sentence; a bar only where it takes time."""
+    from transformers.utils import logging
+
+    before, bar_before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not bar:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bar_before:
+            logging.enable_progress_bar()

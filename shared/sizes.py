@@ -1,0 +1,123 @@
+"""How large each model of the course is: parameters, weights, cache. Computed from its config, never typed in.
+
+Names are those of the published configs in data/models/ ("mamba-2.8b") and of the tiny models that ship with the course
+("tiny/mamba"). A model is built on the meta device, where tensors have shapes and no bytes, and its shapes are counted.
+"""
+
+import difflib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from shared.errors import BadInput, DamagedCheckpoint
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+
+# Where the trained weights live on the Hugging Face hub.
+MODELS = {
+    "mamba-130m": "state-spaces/mamba-130m-hf",
+    "mamba-1.4b": "state-spaces/mamba-1.4b-hf",
+    "mamba-2.8b": "state-spaces/mamba-2.8b-hf",
+    "pythia-160m": "EleutherAI/pythia-160m",
+    "pythia-1.4b": "EleutherAI/pythia-1.4b",
+    "pythia-2.8b": "EleutherAI/pythia-2.8b",
+    "mixtral-8x7b": "mistralai/Mixtral-8x7B-v0.1",
+    "deepseek-moe-16b": "deepseek-ai/deepseek-moe-16b-base",
+    "olmoe-1b-7b": "allenai/OLMoE-1B-7B-0924",
+    "jamba-v0.1": "ai21labs/Jamba-v0.1",
+}
+TINY = tuple(f"tiny/{m}" for m in ("mamba", "transformer", "olmoe", "olmoe-collapsed", "deepseek-moe", "jamba"))
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters and bytes of a model at batch 1.
+
+    total: parameters, tied weights counted once. active: those that work for one token, so without the experts that the
+    router leaves out. state_bytes: a Mamba layer's recurrent and convolution states, whatever the context.
+    """
+
+    total: int
+    active: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    state_bytes: int
+
+
+def size(name: str, dtype: torch.dtype = torch.bfloat16) -> ModelSize:
+    """Exact size of a model with weights and cache in `dtype`. Needs no weights and allocates none.
+
+    Raises:
+        BadInput: an unknown name; the message has the known ones and the closest match.
+        DamagedCheckpoint: the config of a tiny model is missing or not JSON.
+    """
+    return _size(check_name(name), dtype)
+
+
+@cache
+def _size(name: str, dtype: torch.dtype) -> ModelSize:
+    from transformers import AutoModelForCausalLM
+
+    config = published_config(name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    shapes = {key: parameter.shape for key, parameter in model.named_parameters()}  # a tied weight appears once
+    total = sum(shape.numel() for shape in shapes.values())
+
+    # Routed experts are fused into one weight (experts, out, in); k of them work for a token.
+    routed = [shape for key, shape in shapes.items() if ".experts." in key and len(shape) == 3]
+    idle = sum((shape[0] - config.num_experts_per_tok) * shape[1:].numel() for shape in routed)
+
+    # Keys and values are what these projections put out; GPT-NeoX makes queries, keys and values in one.
+    kv = sum(shape[0] for key, shape in shapes.items() if key.endswith(("k_proj.weight", "v_proj.weight")))
+    kv += sum(shape[0] * 2 // 3 for key, shape in shapes.items() if key.endswith("query_key_value.weight"))
+
+    # A Mamba layer keeps (d_inner, d_state) numbers in fp32, whatever the dtype, and the last d_conv inputs of its
+    # convolution in the model's dtype.
+    recurrent = sum(shape.numel() for key, shape in shapes.items() if key.endswith("A_log"))
+    conv = sum(shape.numel() for key, shape in shapes.items() if key.endswith("conv1d.weight"))
+    return ModelSize(
+        total=total,
+        active=total - idle,
+        weight_bytes=total * dtype.itemsize,
+        kv_bytes_per_token=kv * dtype.itemsize,
+        state_bytes=recurrent * torch.float32.itemsize + conv * dtype.itemsize,
+    )
+
+
+def check_name(name: str) -> str:
+    """Return `name` if the course has such a model; else raise BadInput with the known names and the closest one."""
+    known = [*MODELS, *TINY]
+    if name in known:
+        return name
+    close = difflib.get_close_matches(str(name).lower(), known, n=1)
+    hint = f"the closest is {close[0]!r}, and " if close else ""
+    raise BadInput(f"There is no model {name!r}: {hint}the course has {', '.join(known)}.")
+
+
+def published_config(name: str):
+    """The transformers config of a model: as published for a full one, as saved for a tiny one. No network."""
+    from transformers import AutoConfig
+
+    import shared.deepseek  # noqa: F401  registers model_type "deepseek"
+
+    file = DATA / name / "config.json" if name in TINY else DATA / "models" / f"{name}.json"
+    try:
+        fields = dict(json.loads(file.read_text()))
+    except (OSError, TypeError, ValueError):
+        raise DamagedCheckpoint(f"{file} is missing or not JSON: {remedy(file)}.") from None
+    fields.pop("auto_map", None)  # points to code on the hub, which the course never runs
+    try:
+        return AutoConfig.for_model(**fields)
+    except Exception as error:  # each config class validates its fields in its own way
+        why = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        raise DamagedCheckpoint(f"{file} describes no model that is known here ({why}): {remedy(file)}.") from error
+
+
+def remedy(file: Path) -> str:
+    """What to do about a damaged file or folder of the course, as the end of a sentence."""
+    rebuild = " and `make tiny` builds it anew" if file.is_relative_to(DATA / "tiny") else ""
+    return f"`git checkout -- {file.relative_to(DATA.parent)}` restores it{rebuild}"

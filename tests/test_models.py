@@ -1,0 +1,551 @@
+"""Sizes to the last parameter, loading that refuses clearly, and predictions that one real forward confirms."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shared import checkpoints, memory, models, scan, sizes
+
+# Total and active parameters, KV bytes per token in bf16, state bytes (fp32 recurrent and bf16 convolution, so for
+# mamba-130m 24 x (1536 x 16 x 4 + 1536 x 4 x 2)). Typed in on purpose: a changed config or a changed library must show.
+PUBLISHED = {
+    "mamba-130m": (129_135_360, 129_135_360, 0, 2_654_208),
+    "mamba-1.4b": (1_372_178_432, 1_372_178_432, 0, 14_155_776),
+    "mamba-2.8b": (2_768_345_600, 2_768_345_600, 0, 23_592_960),
+    "pythia-160m": (162_322_944, 162_322_944, 36_864, 0),
+    "pythia-1.4b": (1_414_647_808, 1_414_647_808, 196_608, 0),
+    "pythia-2.8b": (2_775_208_960, 2_775_208_960, 327_680, 0),
+    "mixtral-8x7b": (46_702_792_704, 12_879_925_248, 131_072, 0),
+    "deepseek-moe-16b": (16_375_728_128, 2_828_650_496, 229_376, 0),
+    "olmoe-1b-7b": (6_919_161_856, 1_282_017_280, 131_072, 0),
+    "jamba-v0.1": (51_570_323_328, 12_110_311_296, 16_384, 16_515_072),
+}
+SMALL = {
+    "mamba": {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+    "transformer": {
+        "model_type": "gpt_neox",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 256,
+    },
+    "olmoe": {
+        "model_type": "olmoe",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 16,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    "deepseek-moe": {
+        "model_type": "deepseek",
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 64,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 3,
+    },
+    "jamba": {
+        "model_type": "jamba",
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "attn_layer_period": 4,
+        "attn_layer_offset": 2,
+        "num_experts": 4,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+    },
+}
+ONE_SENTENCE = re.compile(r"(?!.*[.] [A-Z])[^\n]*[^. ]\.")
+
+
+def sentence(error) -> str:
+    """The message of an error that a student sees: one line, one full stop at its end, no stack of frames."""
+    shown = error.value._render_traceback_()
+    assert isinstance(error.value, models.CourseError) and shown == [f"{type(error.value).__name__}: {error.value}"]
+    assert ONE_SENTENCE.fullmatch(str(error.value)), str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A course whose tiny models are small random ones, written by save_pretrained, so that files can be damaged."""
+    from transformers import AutoModelForCausalLM
+
+    data = tmp_path / "data"
+    shutil.copytree(sizes.DATA / "models", data / "models")
+    shutil.copytree(sizes.DATA / "tiny" / "tokenizer", data / "tiny" / "tokenizer")
+    for module in (sizes, checkpoints, models):
+        monkeypatch.setattr(module, "DATA", data)
+    sizes._size.cache_clear()
+    for name, config in SMALL.items():
+        (data / "tiny" / name).mkdir()
+        # As in the published configs, what is not said has the class's default.
+        (data / "tiny" / name / "config.json").write_text(json.dumps({**config, "vocab_size": 1024, "pad_token_id": 0}))
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(sizes.published_config(f"tiny/{name}"), dtype=torch.bfloat16)
+        model.save_pretrained(data / "tiny" / name)
+    yield data / "tiny"
+    sizes._size.cache_clear()
+
+
+def prefill(model, tokens: int, batch: int = 1):
+    with torch.no_grad():
+        out = model(torch.randint(100, 900, (batch, tokens)), use_cache=True)
+    return out.logits, out.cache_params if hasattr(out, "cache_params") else out.past_key_values
+
+
+# -------------------------------------------------------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_sizes_equal_the_published_ones_to_the_last_parameter(name):
+    total, active, kv, state = PUBLISHED[name]
+    assert models.size(name) == models.ModelSize(total, active, 2 * total, kv, state)
+
+
+def test_every_published_config_has_a_repository_and_the_other_way_round():
+    assert {file.stem for file in (sizes.DATA / "models").glob("*.json")} == set(models.MODELS)
+
+
+def test_sizes_follow_the_dtype_but_recurrent_states_stay_in_fp32():
+    half, full = models.size("jamba-v0.1"), models.size("jamba-v0.1", torch.float32)
+    assert full.total == half.total and full.weight_bytes == 2 * half.weight_bytes
+    assert full.kv_bytes_per_token == 2 * half.kv_bytes_per_token
+    recurrent = 28 * 8192 * 16 * 4
+    assert full.state_bytes - recurrent == 2 * (half.state_bytes - recurrent)
+
+
+def test_sizing_the_largest_model_takes_no_memory():
+    models.size("mixtral-8x7b")
+    sizes._size.cache_clear()
+    with memory.track("cpu") as m:
+        models.size("jamba-v0.1")
+    assert m.peak_bytes < 100e6 < 103e9 < models.size("jamba-v0.1").weight_bytes
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_predicted_cache_bytes_are_the_measured_ones(course, name, dtype):
+    size = models.size(f"tiny/{name}", dtype)
+    model, _ = models.load(f"tiny/{name}", dtype=dtype, device="cpu")
+    for tokens, batch in ((3, 1), (40, 2)):
+        held = memory.cache_bytes(prefill(model, tokens, batch)[1])
+        assert held.kv == batch * tokens * size.kv_bytes_per_token
+        assert held.conv + held.recurrent == batch * size.state_bytes
+        assert held.total == held.kv + held.conv + held.recurrent > 0
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_weight_bytes_are_those_of_the_loaded_model(course, name):
+    model, _ = models.load(f"tiny/{name}", device="cpu")
+    size = models.size(f"tiny/{name}")
+    assert sum(p.numel() * p.element_size() for p in model.parameters()) == size.weight_bytes == 2 * size.total
+
+
+def test_active_parameters_leave_out_the_experts_that_a_token_does_not_see(course):
+    size = models.size("tiny/olmoe")
+    one_expert = 3 * 32 * 16
+    assert size.total - size.active == 2 * (8 - 2) * one_expert
+    assert models.size("tiny/transformer").active == models.size("tiny/transformer").total
+
+
+@pytest.mark.parametrize(
+    ("name", "closest"),
+    [("mamba-2.8", "mamba-2.8b"), ("Mixtral-8x7B", "mixtral-8x7b"), ("tiny/mamba2", "tiny/mamba"), ("zzz", None)],
+)
+@pytest.mark.parametrize("ask", [models.size, models.load, models.fits])
+def test_an_unknown_name_is_answered_with_the_known_ones_and_the_closest(ask, name, closest):
+    with pytest.raises(ValueError, match=re.escape(repr(name))) as error:
+        ask(name)
+    text = sentence(error)
+    assert all(known in text for known in (*models.MODELS, *models.TINY))
+    assert (f"the closest is '{closest}'" in text) if closest else ("closest" not in text)
+
+
+# --------------------------------------------------------------------------------------------------------------- fits
+
+
+def test_fits_adds_the_cache_of_the_context(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device=None: 6_000_000_000)
+    size = models.size("pythia-2.8b")
+    short, long = models.fits("pythia-2.8b", device="cpu"), models.fits("pythia-2.8b", context=2048, device="cpu")
+    assert short and short.fits and short.needed_bytes == size.weight_bytes
+    assert not long and long.needed_bytes == size.weight_bytes + 2048 * 327_680
+    assert str(long) == (
+        "pythia-2.8b with 2,048 tokens of context does not fit: it needs 6.22 GB on cpu and 6 GB are available."
+    )
+    assert models.fits("mamba-2.8b", context=1_000_000, device="cpu").needed_bytes == 5_536_691_200 + 23_592_960
+
+
+def test_on_unified_memory_trained_weights_need_room_for_twice_their_size(monkeypatch):
+    monkeypatch.setattr(memory, "is_unified", lambda device=None: True)
+    monkeypatch.setattr(memory, "available", lambda device=None: 120_000_000_000)
+    assert models.fits("deepseek-moe-16b", device="cuda")
+    mixtral = models.fits("mixtral-8x7b", device="cuda")
+    assert not mixtral and "187 GB (twice its weights while they load)" in str(mixtral)
+    assert models.fits("mixtral-8x7b", device="cuda", weights="random")
+
+
+@pytest.mark.parametrize("weights", ["trained", "random"])
+def test_a_model_larger_than_memory_is_refused_before_anything_is_allocated(monkeypatch, weights):
+    monkeypatch.setattr(memory, "available", lambda device=None: 3_000_000_000)
+    models.size("mamba-2.8b")
+    with memory.track("cpu") as m, pytest.raises(models.NotEnoughMemory) as error:
+        models.load("mamba-2.8b", weights=weights, device="cpu")
+    assert m.peak_bytes < 50e6
+    assert sentence(error) == (
+        "mamba-2.8b does not fit: it needs 5.54 GB on cpu and 3 GB are available; the smaller mamba-1.4b fits."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "free", "advice"),
+    [
+        ("mixtral-8x7b", 20e9, "the smaller olmoe-1b-7b fits."),
+        ("pythia-1.4b", 0.4e9, "the smaller pythia-160m fits."),
+        ("mamba-130m", 0, "no model of the course fits: close what else holds memory."),
+    ],
+)
+def test_who_lacks_memory_is_told_the_largest_model_that_fits(monkeypatch, course, name, free, advice):
+    monkeypatch.setattr(memory, "available", lambda device=None: int(free))
+    with pytest.raises(models.NotEnoughMemory) as error:
+        models.load(name, weights="random", device="cpu")
+    assert sentence(error).endswith(advice)
+
+
+# ------------------------------------------------------------------------------------------------------ random weights
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_random_weights_give_finite_logits_and_repeat(course, name):
+    shutil.rmtree(course / name / "x", ignore_errors=True)
+    (course / name / "model.safetensors").unlink()  # not needed
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    model, tokenizer = models.load(f"tiny/{name}", weights="random", device="cpu")
+    assert torch.equal(torch.rand(2), expected)  # the caller's generator is left alone
+    again, _ = models.load(f"tiny/{name}", weights="random", device="cpu")
+    assert not model.training and tokenizer is not None
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    logits, _ = prefill(model, 20)
+    assert logits.isfinite().all() and logits.std() > 0
+
+
+def test_random_weights_of_a_published_model_need_no_network_and_no_second_copy(tmp_path, monkeypatch):
+    offline(monkeypatch, tmp_path)
+    with memory.track("cpu") as m:
+        model, tokenizer = models.load("mamba-130m", weights="random", device="cpu")
+    size = models.size("mamba-130m")
+    assert sum(p.numel() for p in model.parameters()) == size.total and tokenizer is None
+    assert m.peak_bytes < 1.5 * size.weight_bytes  # a copy in fp32 alone would be twice the weights
+    logits, cache = prefill(model, 8)
+    assert logits.isfinite().all() and memory.cache_bytes(cache).total == size.state_bytes
+
+
+def test_an_unknown_kind_of_weights_is_refused():
+    with pytest.raises(ValueError, match="random") as error:
+        models.load("mamba-130m", weights="radnom")
+    assert sentence(error) == 'The weights are "trained" or "random", not \'radnom\'.'
+
+
+# ----------------------------------------------------------------------------------------------------- trained weights
+
+
+@pytest.mark.parametrize("name", models.TINY)
+def test_the_shipped_models_load_and_fit_the_course(name):
+    model, tokenizer = models.load(name, device="cpu")
+    size = models.size(name)
+    assert sum(p.numel() for p in model.parameters()) == size.total <= 2_000_000
+    assert size.active <= size.total and (size.active < size.total) == (name not in ("tiny/mamba", "tiny/transformer"))
+    assert not model.training and {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id and len(tokenizer) == model.config.vocab_size
+    logits, cache = prefill(model, 50)
+    assert logits.isfinite().all()
+    assert memory.cache_bytes(cache).total == 50 * size.kv_bytes_per_token + size.state_bytes
+
+
+def test_loading_gives_the_weights_that_were_saved(course):
+    saved = load_file(course / "mamba" / "model.safetensors")
+    model, _ = models.load("tiny/mamba", device="cpu")
+    assert saved and all(torch.equal(model.state_dict()[key], tensor) for key, tensor in saved.items())
+
+
+def truncate(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def empty(folder):
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def unlink(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def other_shape(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "state_size": 4}))
+
+
+def edit(change):
+    def damage(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (truncate, "model.safetensors is damaged ("),
+        (empty, "model.safetensors is damaged ("),
+        (unlink, "model.safetensors is missing"),
+        (other_shape, "mismatched keys, the first"),
+        (
+            edit(lambda t: t.pop("backbone.layers.1.mixer.A_log")),
+            "(1 missing keys, the first backbone.layers.1.mixer.A_log",
+        ),
+        (edit(lambda t: t.update(extra=torch.zeros(2))), "(1 unexpected keys, the first extra)"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json is missing or not JSON"),
+        (lambda folder: (folder / "config.json").write_text('{"model_'), "config.json is missing or not JSON"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "mumba"}'),
+            "config.json describes no model",
+        ),
+        (lambda folder: (folder / "config.json").write_text('["mamba"]'), "config.json is missing or not JSON"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "mamba", "hidden_size": "x"}'),
+            "config.json describes no model",
+        ),
+        (lambda folder: shutil.rmtree(folder), "config.json is missing or not JSON"),
+    ],
+    ids=[
+        "truncated",
+        "empty",
+        "no weights",
+        "shape",
+        "missing key",
+        "extra key",
+        "no config",
+        "half config",
+        "type",
+        "list",
+        "field",
+        "all",
+    ],
+)
+def test_a_damaged_checkpoint_is_named_with_what_restores_it(course, capfd, damage, says):
+    damage(course / "mamba")
+    with pytest.raises(models.DamagedCheckpoint) as error:
+        models.load("tiny/mamba", device="cpu")
+    text = sentence(error)
+    assert says in text and str(course / "mamba") in text and "`git checkout -- data/tiny/mamba" in text
+    assert not capfd.readouterr().err  # and nothing else: no report, no warning
+
+
+def test_a_missing_tokenizer_is_an_error_for_trained_weights(course):
+    shutil.rmtree(course / "tokenizer")
+    with pytest.raises(models.DamagedCheckpoint, match=r"The tokenizer in .* cannot be read: `git checkout"):
+        models.load("tiny/mamba", device="cpu")
+    assert models.load("tiny/mamba", weights="random", device="cpu")[1] is None
+
+
+# ------------------------------------------------------------------------------------------------------------- the hub
+
+
+def offline(monkeypatch, cache):
+    """A machine without a network, whose Hugging Face cache is an empty folder."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+def snapshot(cache, name, source):
+    """Put the files in `source` into the cache as the hub's client does."""
+    folder = cache / f"models--{models.MODELS[name].replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(source, folder / "snapshots" / ("0" * 40))
+    return folder / "snapshots" / ("0" * 40)
+
+
+def test_a_model_out_of_reach_is_one_sentence_within_seconds(tmp_path, monkeypatch):
+    offline(monkeypatch, tmp_path)
+    start = time.perf_counter()
+    with pytest.raises(models.ModelMissing) as error:
+        models.load("mamba-130m", device="cpu")
+    assert time.perf_counter() - start < 10
+    text = sentence(error)
+    # The published files are fp32: twice what the model takes in bf16.
+    for needed in ("mamba-130m", "517 MB", "`hf download state-spaces/mamba-130m-hf`", 'WEIGHTS = "random"'):
+        assert needed in text
+
+
+def test_offline_mode_is_respected_and_named(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    offline(monkeypatch, tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(models.ModelMissing, match="HF_HUB_OFFLINE is set"):
+        models.load("pythia-160m", device="cpu")
+
+
+def test_a_cached_model_loads_without_a_network(course, tmp_path, monkeypatch):
+    offline(monkeypatch, tmp_path / "cache")
+    folder = snapshot(tmp_path / "cache", "mamba-130m", course / "mamba")
+    shutil.copytree(course / "tokenizer", folder, dirs_exist_ok=True)
+    model, tokenizer = models.load("mamba-130m", device="cpu")
+    assert model.config.hidden_size == 32 and len(tokenizer) == 1024
+
+
+def test_half_a_download_is_missing_and_a_broken_one_is_damaged(course, tmp_path, monkeypatch):
+    offline(monkeypatch, tmp_path / "cache")
+    folder = snapshot(tmp_path / "cache", "mamba-130m", course / "mamba")
+    truncate(folder)
+    with pytest.raises(models.DamagedCheckpoint) as error:
+        models.load("mamba-130m", device="cpu")
+    assert f"delete {folder.parents[1]} and load again" in sentence(error)
+    unlink(folder)
+    with pytest.raises(models.ModelMissing) as error:
+        models.load("mamba-130m", device="cpu")
+    assert "not complete on this machine" in sentence(error)
+
+
+@pytest.fixture
+def hub(course):
+    """A web server that answers the routes of the Hugging Face hub with one repository, and lists what was asked."""
+    files = {file.name: file.read_bytes() for folder in ("mamba", "tokenizer") for file in (course / folder).iterdir()}
+    files["pytorch_model.bin"] = b"the same weights in another format"
+    repo, commit, asked = models.MODELS["mamba-130m"], "1" * 40, []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self, body: bytes, headers=(), code=200):
+            self.send_response(code)
+            for key, value in {"Content-Length": str(len(body)), **dict(headers)}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_GET(self):
+            path = self.path.split("?")[0].lstrip("/")
+            asked.append(path)
+            if path.startswith(f"api/models/{repo}/tree/"):
+                listing = [{"type": "file", "path": n, "size": len(b), "oid": "2" * 40} for n, b in files.items()]
+                self.answer(json.dumps(listing).encode())
+            elif path.startswith(f"api/models/{repo}"):
+                siblings = [{"rfilename": name} for name in files]
+                self.answer(json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode())
+            elif (name := path.rsplit("/", 1)[-1]) in files and path.startswith(f"{repo}/resolve/"):
+                self.answer(files[name], {"ETag": f'"{hash(name)}"', "X-Repo-Commit": commit})
+            else:
+                self.answer(b"", code=200 if not path else 404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_weights_come_from_the_hub_once_and_only_in_the_safe_format(hub, tmp_path):
+    address, asked = hub
+    code = (
+        "from shared import models\n"
+        "for _ in range(2):\n"
+        "    model, tokenizer = models.load('mamba-130m', device='cpu')\n"
+        "    print(model.config.hidden_size, len(tokenizer))"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines() == ["32 1024", "32 1024"], done.stderr
+    fetched = [path.rsplit("/", 1)[-1] for path in asked]
+    assert "model.safetensors" in fetched and "pytorch_model.bin" not in fetched
+    assert fetched.count("") == 1  # the second time the network was not even asked for a sign of life
+
+
+# ------------------------------------------------------------------------------------------------ context and scan path
+
+
+def test_a_context_beyond_the_models_positions_is_refused(course):
+    model, _ = models.load("tiny/transformer", device="cpu")
+    models.check_context(model, 256)
+    with pytest.raises(models.ContextTooLong) as error:
+        models.check_context(model, 1000)
+    assert "has 256 positions and 1,000 tokens were asked for" in sentence(error)
+    models.check_context(models.load("tiny/mamba", device="cpu")[0], 10**9)
+
+
+def test_path_says_which_scan_runs(course):
+    loaded = {name: models.load(f"tiny/{name}", device="cpu")[0] for name in ("mamba", "jamba", "transformer")}
+    assert {name: models.path(model) for name, model in loaded.items()} == {
+        "mamba": "reference",
+        "jamba": "reference",
+        "transformer": "no scan",
+    }
+    with scan.in_transformers():
+        assert models.path(loaded["mamba"]) == models.path(loaded["jamba"]) == "course"
+
+
+def test_with_the_kernels_installed_a_model_on_the_cpu_is_refused_instead_of_crashing(course, monkeypatch):
+    from transformers.models.jamba import modeling_jamba
+
+    def kernel():
+        pass
+
+    kernel.__module__ = "mamba_ssm.ops.selective_scan_interface"
+
+    def chosen_at_import(implementation):
+        return lambda *args, **kwargs: implementation(*args, **kwargs)
+
+    monkeypatch.setattr(modeling_jamba, "mamba_selective_scan", chosen_at_import(kernel))
+    with pytest.raises(models.KernelNeedsGPU) as error:
+        models.load("tiny/jamba", device="cpu")
+    assert "load it on the GPU" in sentence(error)
+    models.load("tiny/transformer", device="cpu")
+
+
+def test_a_notebook_shows_one_sentence_and_no_frames():
+    code = (
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "shell = InteractiveShell.instance(colors='NoColor')\n"
+        "shell.run_cell('from shared import models; models.size(\"mamba-3b\")')\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = (shown.stdout + shown.stderr).strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(
+        "BadInput: There is no model 'mamba-3b': the closest is 'mamba-2.8b'"
+    )
