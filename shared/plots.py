@@ -1,0 +1,83 @@
+"""How figures look in all six labs: one colour per architecture, direct labels, axes with units, alt text."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+from IPython.display import Image, display
+
+# Okabe and Ito's palette: told apart by colour-blind readers, and in grey by the markers below.
+COLOR = {
+    "mamba": "#0072B2",
+    "transformer": "#D55E00",
+    "moe": "#009E73",
+    "hybrid": "#CC79A7",
+    "reference": "#767676",
+}
+MARKER = {"mamba": "o", "transformer": "s", "moe": "^", "hybrid": "D", "reference": None}
+WIDTH = 7.5  # inches of a figure that fills a notebook's column
+
+
+def figure(panels: int = 1, height: float = 3.6):
+    """A figure with `panels` axes side by side: (figure, axes), axes a single one or an array."""
+    fig, axes = plt.subplots(1, panels, figsize=(WIDTH + 2.5 * (panels > 1), height), layout="constrained")
+    for ax in [axes] if panels == 1 else axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25, linewidth=0.6)
+    return fig, axes
+
+
+def line(ax, x: Sequence[float], y: Sequence[float], architecture: str, label: str = "", **style) -> None:
+    """Draw one series in its architecture's colour, with its name at its end instead of a legend."""
+    style = {"color": COLOR[architecture], "marker": MARKER[architecture], "markersize": 5, **style}
+    ax.plot(x, y, **style)
+    if label:
+        ax.annotate(label, (x[-1], y[-1]), xytext=(6, 0), textcoords="offset points", va="center", color=style["color"])
+
+
+def log_axes(ax, x: Sequence[float], y: bool = True) -> None:
+    """Log axes with the measured lengths as ticks, and room at the right for direct labels."""
+    ax.set_xscale("log", base=2)
+    if y:
+        ax.set_yscale("log")
+    ax.set_xticks(list(x), [short(v) for v in x])
+    ax.minorticks_off()
+    ax.set_xlim(min(x) * 0.85, max(x) * (max(x) / min(x)) ** 0.35)
+
+
+def short(tokens: float) -> str:
+    """4096 -> "4K", 131072 -> "128K", 256 -> "256": powers of two, as contexts are named."""
+    return f"{tokens / 1024:.0f}K" if tokens >= 1024 else f"{tokens:.0f}"
+
+
+def show(fig, alt: str) -> None:
+    """Display a figure as an image with alternative text, and close it.
+
+    The alternative text says what a reader who cannot see the figure should know.
+    """
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=160)
+    plt.close(fig)
+    display(Image(buffer.getvalue(), format="png", width=int(fig.get_figwidth() * 88), alt=alt))
+
+
+def memory_timeline(ax, timeline, title: str = "") -> None:
+    """Draw `memory.track().timeline()`: memory over time, each phase shaded and named.
+
+    Args:
+        timeline: DataFrame with `seconds`, `bytes` above the level at entry, and `phase`.
+    """
+    ax.fill_between(timeline.seconds, timeline.bytes / 1e6, color=COLOR["reference"], alpha=0.25, linewidth=0)
+    ax.plot(timeline.seconds, timeline.bytes / 1e6, color="#333333", linewidth=1.2)
+    top = max(timeline.bytes.max() / 1e6, 1e-9)
+    ax.set_ylim(min(0, timeline.bytes.min() / 1e6), top * 1.25)
+    for number, (phase, part) in enumerate(timeline.groupby("phase", sort=False)):
+        start, end = part.seconds.min(), part.seconds.max()
+        if phase == "start" and end - start < 0.01 * timeline.seconds.max():
+            continue  # nothing happened before the first mark
+        ax.axvspan(start, end, alpha=0.08 if number % 2 else 0.0, color="#0072B2", linewidth=0)
+        ax.axvline(start, color="#999999", linewidth=0.6)
+        ax.text(start, top * 1.22, f" {phase}", va="top", fontsize=9)
+    ax.set_xlabel("seconds")
+    ax.set_ylabel("MB above the level at entry")
+    ax.set_title(title, loc="left", fontsize=10)

@@ -1,0 +1,51 @@
+"""Where measured results go: tidy CSV under build/results, with the machine and the versions in every row."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+from shared.errors import CourseError
+from shared.notebooks import BUILD
+
+
+def machine() -> dict[str, str | int]:
+    """What a figure depends on besides the model: machine, threads, versions, date."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {
+        "machine": gpu or _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith(("model name", "Model")))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def save(frame, name: str) -> Path:
+    """Write a tidy DataFrame, with `machine()` in columns of its own, to build/results/<name>.csv; returns the path.
+
+    The file is complete or it is the previous one: it is written beside it and moved into place.
+    Raises: CourseError in one sentence where it cannot be written, such as on a full disk.
+    """
+    path = BUILD / "results" / f"{name}.csv"
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame.assign(**machine()).to_csv(part, index=False)
+        part.replace(path)
+    except OSError as problem:
+        part.unlink(missing_ok=True)
+        raise CourseError(f"The results could not be saved to {path}: {problem.strerror}.") from None
+    return path

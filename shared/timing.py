@@ -1,0 +1,205 @@
+"""How fast a model reads (prefill) and writes (decode): warmed up at the same shape, synchronised, medians with spread.
+
+Protocol: greedy decoding of a fixed number of tokens, batch stated, one model in memory at a time. Prefill and each
+decode step are timed apart: end-to-end time divided by tokens is neither.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from shared import memory, models
+
+WARM_STEPS = 8  # decode steps before the first that counts: allocator and caches settle
+
+
+@dataclass(frozen=True)
+class GenerationTiming:
+    """Medians over repeats, with the quartiles of each. Times in seconds, rates in tokens per second over the batch."""
+
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    time_to_first_token: float
+    time_to_first_token_q1: float
+    time_to_first_token_q3: float
+    prefill_rate: float
+    decode_seconds: float
+    decode_seconds_q1: float
+    decode_seconds_q3: float
+    decode_rate: float
+    peak_bytes: int
+    cache_bytes: int
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Wait until the device has done what it was given. A CPU has when the call returns; a GPU has not."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(work: Callable[[], object], device: torch.device | str = "cpu", warmup: int = 3, repeats: int = 5):
+    """Seconds of each of `repeats` calls of `work`, after `warmup` calls that do not count; synchronised."""
+    for _ in range(warmup):
+        work()
+    seconds = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """First quartile, median and third quartile; of one value, that value three times."""
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+
+
+def memory_bandwidth(device: torch.device | str = "cpu", megabytes: int = 256) -> float:
+    """Bytes per second that the device copies, reads and writes both counted; the median of five copies.
+
+    Args:
+        megabytes: size of the block in 1e6 bytes; far larger than any cache, or it measures the cache.
+    """
+    source = torch.ones(megabytes * 1_000_000 // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    seconds = measure(lambda: target.copy_(source), device, warmup=2)
+    return 2 * source.numel() * source.element_size() / statistics.median(seconds)
+
+
+# ---- generation -------------------------------------------------------------------------------------------------
+
+
+def forward(model, input_ids: torch.Tensor, cache=None):
+    """One cached forward: logits of the last position (B, 1, V) and the cache.
+
+    Mamba calls its cache `cache_params`, everything else `past_key_values`; the rest is the same. Only the last
+    position's logits are computed: those of 100,000 positions would take 20 GB.
+    """
+    name = "cache_params" if model.config.model_type in ("mamba", "falcon_mamba", "mamba2") else "past_key_values"
+    output = model(input_ids, use_cache=True, logits_to_keep=1, **({name: cache} if cache is not None else {}))
+    return output.logits, getattr(output, name)
+
+
+@torch.inference_mode()
+def generation(
+    model, input_ids: torch.Tensor, new_tokens: int, repeats: int = 5, warmup: int = 3, beyond_limit: bool = False
+) -> GenerationTiming:
+    """Time a model's prefill of `input_ids` (B, T) and greedy decoding of `new_tokens` tokens after it.
+
+    Args:
+        warmup: runs at the same shape that do not count.
+        beyond_limit: allow more tokens than the model's position limit. Speed and memory are right there, text is not.
+
+    Returns: GenerationTiming; `peak_bytes` above the level before the call, of one prefill and its decoding.
+    Raises: models.ContextTooLong beyond the limit, ValueError for fewer than two new tokens.
+    """
+    if new_tokens < 2:
+        raise ValueError(f"new_tokens={new_tokens}: decoding is timed from the second new token on; ask for 2 or more.")
+    batch, tokens = input_ids.shape
+    if not beyond_limit:
+        models.check_context(model, tokens + new_tokens)
+    input_ids = input_ids.to(model.device)
+
+    def once() -> tuple[float, list[float], object]:
+        synchronize(model.device)
+        start = time.perf_counter()
+        logits, cache = forward(model, input_ids)
+        token = logits[:, -1:].argmax(-1)
+        synchronize(model.device)
+        first, steps = time.perf_counter() - start, []
+        for _ in range(new_tokens - 1):
+            start = time.perf_counter()
+            logits, cache = forward(model, token, cache)
+            token = logits[:, -1:].argmax(-1)
+            synchronize(model.device)
+            steps.append(time.perf_counter() - start)
+        return first, steps[min(WARM_STEPS, len(steps) // 2) :], cache
+
+    with memory.track(model.device) as tracked:
+        cache = once()[2]  # the first run, which is slow, is the one whose memory is tracked
+    held = memory.cache_bytes(cache).total
+    del cache
+    for _ in range(warmup - 1):
+        once()
+    firsts, steps = [], []
+    for _ in range(repeats):
+        first, decode, _ = once()
+        firsts.append(first)
+        steps.append(statistics.median(decode))
+    (first_q1, first, first_q3), (step_q1, step, step_q3) = quartiles(firsts), quartiles(steps)
+    return GenerationTiming(
+        batch=batch,
+        prompt_tokens=tokens,
+        new_tokens=new_tokens,
+        repeats=repeats,
+        time_to_first_token=first,
+        time_to_first_token_q1=first_q1,
+        time_to_first_token_q3=first_q3,
+        prefill_rate=batch * tokens / first,
+        decode_seconds=step,
+        decode_seconds_q1=step_q1,
+        decode_seconds_q3=step_q3,
+        decode_rate=batch / step,
+        peak_bytes=tracked.peak_bytes,
+        cache_bytes=held,
+    )
+
+
+@torch.inference_mode()
+def operations_per_step(model, input_ids: torch.Tensor) -> tuple[int, float]:
+    """How many operations one decode step after `input_ids` (B, T) calls in torch, and the median seconds of a step."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            Count.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    logits, cache = forward(model, input_ids.to(model.device))
+    token = logits[:, -1:].argmax(-1)
+    with Count():
+        forward(model, token, cache)
+    seconds = measure(lambda: forward(model, token, cache), model.device, warmup=WARM_STEPS, repeats=25)
+    return Count.calls, statistics.median(seconds)
+
+
+def sweep(model, prompts: dict[int, torch.Tensor], new_tokens: int, **options) -> Iterable[dict]:
+    """Time one model over growing prompts; yields a row per length, and ends with the one that memory does not hold.
+
+    Before each length the peak of the last one is scaled up to it and compared with the memory that is there: running
+    out raises on a discrete GPU, but hangs a machine with unified memory. An out-of-memory point is a result.
+
+    Args:
+        prompts: length -> token ids (B, length), as from `data.random_tokens`.
+        options: of `generation`.
+
+    Yields: `status` ("ok" or "out of memory"), `tokens`, and the fields of GenerationTiming where it is ok.
+    """
+    last = None
+    for tokens, input_ids in sorted(prompts.items()):
+        expected = last["peak_bytes"] * tokens / last["tokens"] if last else 0
+        if expected > (there := memory.available(model.device)):
+            yield {"tokens": tokens, "status": "out of memory", "expected_bytes": expected, "available_bytes": there}
+            return
+        try:
+            last = {
+                "tokens": tokens,
+                "status": "ok",
+                **asdict(generation(model, input_ids, new_tokens, beyond_limit=True, **options)),
+            }
+        except (torch.OutOfMemoryError, MemoryError):
+            last = None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            yield {"tokens": tokens, "status": "out of memory"}
+            return
+        yield last

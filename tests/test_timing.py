@@ -1,0 +1,171 @@
+"""What a timing says is what happened: synchronised, warmed up, per step, with memory; and running out is a result."""
+
+import dataclasses
+import time
+
+import pytest
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MambaConfig, MambaForCausalLM
+
+from shared import memory, models, results, timing
+
+
+@pytest.fixture(scope="module")
+def pair():
+    torch.manual_seed(0)
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2)).eval()
+    config = GPTNeoXConfig(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    return {"mamba": mamba, "transformer": GPTNeoXForCausalLM(config).eval()}
+
+
+def prompt(length: int, batch: int = 1) -> torch.Tensor:
+    return torch.randint(100, 200, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def test_measure_counts_the_calls_after_the_warmup_only():
+    calls = []
+
+    def work():
+        calls.append(time.sleep(0.05 if len(calls) < 2 else 0.002))
+
+    seconds = timing.measure(work, warmup=2, repeats=4)
+    assert len(calls) == 6 and len(seconds) == 4
+    assert all(0.002 <= s < 0.05 for s in seconds)
+
+
+def test_measure_waits_for_the_device_before_and_after(monkeypatch):
+    events = []
+    monkeypatch.setattr(timing, "synchronize", lambda device: events.append("wait"))
+    timing.measure(lambda: events.append("work"), warmup=1, repeats=2)
+    assert events == ["work", "wait", "work", "wait", "wait", "work", "wait"]
+
+
+def test_quartiles_enclose_the_median():
+    assert timing.quartiles([3.0]) == [3.0, 3.0, 3.0]
+    assert timing.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == [2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "transformer"])
+def test_cached_steps_equal_one_full_forward(pair, architecture):
+    model, ids = pair[architecture], prompt(12)
+    with torch.inference_mode():
+        logits, cache = timing.forward(model, ids[:, :8])
+        assert logits.shape == (1, 1, 300)
+        for position in range(8, 12):
+            logits, cache = timing.forward(model, ids[:, position : position + 1], cache)
+        full = model(ids).logits[:, -1:]
+    assert torch.allclose(logits, full, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "transformer"])
+def test_generation_reports_rates_that_follow_from_its_times(pair, architecture):
+    t = timing.generation(pair[architecture], prompt(32, batch=2), new_tokens=6, repeats=3, warmup=1)
+    assert (t.batch, t.prompt_tokens, t.new_tokens, t.repeats) == (2, 32, 6, 3)
+    assert t.prefill_rate == pytest.approx(2 * 32 / t.time_to_first_token)
+    assert t.decode_rate == pytest.approx(2 / t.decode_seconds)
+    assert t.time_to_first_token_q1 <= t.time_to_first_token <= t.time_to_first_token_q3
+    assert t.decode_seconds_q1 <= t.decode_seconds <= t.decode_seconds_q3
+
+
+def test_the_cache_of_a_timing_is_that_of_prompt_and_new_tokens(pair):
+    config = pair["transformer"].config
+    t = timing.generation(pair["transformer"], prompt(32), new_tokens=6, repeats=1, warmup=1)
+    # The last new token is never read: 32 + 6 - 1 tokens have keys and values, in float32.
+    assert t.cache_bytes == 2 * config.num_hidden_layers * config.hidden_size * (32 + 5) * 4
+
+
+def test_a_context_beyond_the_limit_is_one_clear_sentence_and_can_be_allowed(pair):
+    with pytest.raises(models.ContextTooLong, match="128"):
+        timing.generation(pair["transformer"], prompt(126), new_tokens=4)
+    t = timing.generation(pair["transformer"], prompt(126), new_tokens=4, repeats=1, warmup=1, beyond_limit=True)
+    assert t.prompt_tokens == 126
+
+
+def test_one_new_token_cannot_time_decoding(pair):
+    with pytest.raises(ValueError, match="2 or more"):
+        timing.generation(pair["mamba"], prompt(8), new_tokens=1)
+
+
+def test_a_sweep_gives_a_row_per_length_in_order(pair):
+    rows = list(timing.sweep(pair["mamba"], {16: prompt(16), 8: prompt(8)}, new_tokens=4, repeats=1, warmup=1))
+    assert [(r["tokens"], r["status"]) for r in rows] == [(8, "ok"), (16, "ok")]
+    assert {f.name for f in dataclasses.fields(timing.GenerationTiming)} <= set(rows[0])
+
+
+def test_a_sweep_stops_before_it_would_run_out(pair, monkeypatch):
+    row = next(iter(timing.sweep(pair["mamba"], {512: prompt(512)}, new_tokens=4, repeats=1, warmup=1)))
+    # Room for what 512 tokens took and not for twice that: the next length must not even be tried.
+    monkeypatch.setattr(memory, "available", lambda device=None: int(row["peak_bytes"] * 1.2))
+    rows = list(timing.sweep(pair["mamba"], {512: prompt(512), 4096: prompt(4096)}, new_tokens=4, repeats=1, warmup=1))
+    assert [r["status"] for r in rows] == ["ok", "out of memory"]
+    assert rows[1]["expected_bytes"] > rows[1]["available_bytes"]
+
+
+def test_running_out_is_recorded_and_ends_the_sweep(pair, monkeypatch):
+    real = timing.generation
+
+    def fails_from_16(model, ids, *args, **options):
+        if ids.shape[1] >= 16:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(model, ids, *args, **options)
+
+    monkeypatch.setattr(timing, "generation", fails_from_16)
+    lengths = {n: prompt(n) for n in (8, 16, 32)}
+    rows = list(timing.sweep(pair["mamba"], lengths, new_tokens=4, repeats=1, warmup=1))
+    assert [(r["tokens"], r["status"]) for r in rows] == [(8, "ok"), (16, "out of memory")]
+
+
+def test_other_errors_of_a_sweep_are_not_swallowed(pair):
+    with pytest.raises(IndexError):
+        list(timing.sweep(pair["transformer"], {4: torch.full((1, 4), 10_000)}, new_tokens=4, repeats=1, warmup=1))
+
+
+def test_operations_are_counted_and_twice_the_layers_take_more_of_them(pair):
+    calls, seconds = timing.operations_per_step(pair["mamba"], prompt(16))
+    deeper = MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=4)).eval()
+    more, _ = timing.operations_per_step(deeper, prompt(16))
+    assert calls > 50 and seconds > 0
+    assert 1.6 * calls < more < 2 * calls
+
+
+def test_bandwidth_is_that_of_a_copy():
+    # Any machine that runs this copies between 1 and 2,000 GB/s; a forgotten factor of 1e3 falls outside.
+    assert 1e9 < timing.memory_bandwidth("cpu", megabytes=64) < 2e12
+
+
+# ---- results ----------------------------------------------------------------------------------------------------
+
+
+def test_results_are_tidy_and_carry_machine_and_versions(tmp_path, monkeypatch):
+    import pandas as pd
+
+    monkeypatch.setattr(results, "BUILD", tmp_path)
+    path = results.save(pd.DataFrame({"tokens": [1, 2]}), "lab-x")
+    saved = pd.read_csv(path)
+    assert list(saved.tokens) == [1, 2]
+    assert (saved.torch == torch.__version__).all() and {"machine", "transformers", "date", "threads"} <= set(saved)
+    results.save(pd.DataFrame({"tokens": [3]}), "lab-x")
+    assert list(pd.read_csv(path).tokens) == [3] and list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_previous_results(tmp_path, monkeypatch):
+    import pandas as pd
+
+    monkeypatch.setattr(results, "BUILD", tmp_path)
+    path = results.save(pd.DataFrame({"tokens": [1]}), "lab-x")
+
+    def full(self, file, **options):
+        file.write_text("tok")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    with pytest.raises(models.CourseError, match="No space left on device"):
+        results.save(pd.DataFrame({"tokens": [2]}), "lab-x")
+    assert list(path.parent.iterdir()) == [path] and "1" in path.read_text()
