@@ -1,0 +1,104 @@
+"""How an exercise is checked: one green line, or what was expected, what came and why that usually happens.
+
+A check is a function that takes the student's answer and raises `Wrong` when it is not right. The decorator `exercise`
+turns it into what a lab calls: it prints the verdict and hands back the function that the rest of the lab uses, the
+student's where it is right and the course's own (from `labs/solutions`) where it is not, so a lab never dead-ends.
+"""
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+
+from shared import notebooks
+
+GREEN, RED, GREY, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[90m", "\x1b[0m"
+PASSED, FAILED, OPEN = "✓", "✗", "○"
+
+
+class Wrong(Exception):
+    """An answer that is not right; the message says what was expected, what came and the likely mistake."""
+
+
+def expect(
+    came: object, right: object, what: str, mistakes: dict[str, object] | None = None, rel: float = 1e-9
+) -> None:
+    """Raise `Wrong` unless `came` equals `right` within the relative tolerance `rel`.
+
+    `what` says what was computed ("the cache of 2 layers and 3 tokens"); `mistakes` maps the explanation of a known
+    mistake to the value that it leads to, so that the message can name it. Source: ARENA's tests, which name the bug.
+    """
+    if _equal(came, right, rel):
+        return
+    reason = next((why for why, value in (mistakes or {}).items() if _equal(came, value, rel)), None)
+    raise Wrong(f"{what}: expected {_show(right)}, got {_show(came)}." + (f" {reason}" if reason else ""))
+
+
+def exercise(lab: str, cell_id: str) -> Callable:
+    """Make a check out of a function that takes an answer and returns the green line or raises `Wrong`.
+
+    `lab` is a lab number such as "2.4.1" and `cell_id` the id of the exercise's cell. The answer has the name of the
+    check, so the course's own version is found in `labs/solutions` under that name.
+    """
+
+    def decorate(judge: Callable[[Callable], str]) -> Callable[[Callable], Callable]:
+        @functools.wraps(judge)
+        def check(answer: Callable) -> Callable:
+            try:
+                line = judge(answer)
+            except NotImplementedError:
+                _say(GREY, OPEN, cell_id, "not attempted yet. The lab goes on with the course's own version.")
+            except Wrong as wrong:
+                _say(RED, FAILED, cell_id, f"{wrong}\n  The lab goes on with the course's own version.")
+            except Exception as error:
+                _say(RED, FAILED, cell_id, f"{_where(error)}\n  The lab goes on with the course's own version.")
+            else:
+                _say(GREEN, PASSED, cell_id, line)
+                return answer
+            return getattr(notebooks.solution(lab), judge.__name__)
+
+        check.cell_id = cell_id
+        return check
+
+    return decorate
+
+
+# ---- what the student reads -------------------------------------------------------------------------------------
+
+
+def _say(colour: str, mark: str, cell_id: str, text: str) -> None:
+    print(f"{colour}{mark} {cell_id}{PLAIN}: {text}")
+
+
+def _where(error: Exception) -> str:
+    """One sentence for an exception: its type, its message and, where the answer raised it, the line of the answer."""
+    said = f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    # A cell of a notebook has a file of its own outside the project; a check's own frames are inside it.
+    lines = [f.lineno for f in frames if not f.filename.startswith(str(notebooks.ROOT / "shared"))]
+    if not lines:
+        return f"the result could not be used ({said}). Look at what the docstring says it returns."
+    return f"your code raised {said} (line {lines[0]} of the cell)."
+
+
+def _equal(came: object, right: object, rel: float) -> bool:
+    if isinstance(right, (tuple, list)):
+        return (
+            isinstance(came, (tuple, list))
+            and len(came) == len(right)
+            and all(_equal(c, r, rel) for c, r in zip(came, right, strict=True))
+        )
+    if isinstance(right, (int, float)) and not isinstance(right, bool):
+        try:
+            return float(came) == right or abs(float(came) - right) <= rel * max(abs(right), sys.float_info.min)
+        except (TypeError, ValueError):
+            return False
+    return came == right
+
+
+def _show(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(map(_show, value)) + ")"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else repr(value)

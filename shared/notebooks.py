@@ -1,0 +1,271 @@
+"""Notebook + answers -> solved, executed, rendered. The student notebook is the source; nothing derived is in git.
+
+An exercise is a code cell with the tag `exercise` and an id such as `ex-kv-cache-bytes`. Its answer stands in
+`labs/solutions/lab_2_4_N.py` under the line `# %% ex-kv-cache-bytes` and replaces the cell's whole source.
+
+`python -m shared.notebooks run|render|solve --help` is what the Makefile calls.
+"""
+
+import argparse
+import functools
+import html
+import importlib.util
+import multiprocessing
+import os
+import re
+import resource
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[1]
+LABS, BUILD = ROOT / "labs", ROOT / "build"
+SCALES = ("tiny", "full")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one execution of a lab gave. Seconds of wall clock, peak resident bytes of the kernel, checks, error."""
+
+    lab: str
+    notebook: Path
+    seconds: float
+    peak_bytes: int
+    passed: int
+    checks: int
+    error: str = ""
+
+    @property
+    def page(self) -> Path:
+        return BUILD / "html" / f"{self.notebook.stem}.html"
+
+
+# ---- source -----------------------------------------------------------------------------------------------------
+
+
+def labs() -> dict[str, Path]:
+    """The labs that exist: number -> notebook, in order."""
+    return {p.name.split("-")[1]: p for p in sorted(LABS.glob("lab-*.ipynb"))}
+
+
+def path_of(lab: str) -> Path:
+    """The notebook of a lab number such as "2.4.1"; ValueError in one sentence where there is none."""
+    known = labs()
+    if lab not in known:
+        raise ValueError(f"There is no lab {lab!r}; the labs are {', '.join(known)}.")
+    return known[lab]
+
+
+def solutions_path(lab: str) -> Path:
+    return LABS / "solutions" / f"lab_{lab.replace('.', '_')}.py"
+
+
+def answers(lab: str) -> dict[str, str]:
+    """The answers of a lab: id of the exercise cell -> source."""
+    blocks = re.split(r"^# %% *(\S+) *$", solutions_path(lab).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    ids = blocks[::2]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{solutions_path(lab).name} answers an exercise twice: {sorted(ids)}.")
+    return dict(zip(ids, (source.strip() for source in blocks[1::2]), strict=True))
+
+
+@functools.cache
+def solution(lab: str) -> ModuleType:
+    """The answers of a lab as a module: the course's own version of every exercise."""
+    spec = importlib.util.spec_from_file_location(solutions_path(lab).stem, solutions_path(lab))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(lab: str):
+    """The student notebook of a lab as a NotebookNode."""
+    import nbformat
+
+    return nbformat.read(path_of(lab), as_version=4)
+
+
+def tagged(notebook, tag: str) -> list:
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
+def solve(lab: str):
+    """The notebook of a lab with each answer in the place of its stub, as a NotebookNode.
+
+    Raises ValueError when exercises and answers do not match one to one.
+    """
+    notebook, known = read(lab), answers(lab)
+    stubs = {cell.id: cell for cell in tagged(notebook, "exercise")}
+    if odd := set(stubs) ^ set(known):
+        raise ValueError(f"Lab {lab}: exercises and answers do not match: {', '.join(sorted(odd))}.")
+    for cell_id, cell in stubs.items():
+        cell.source = known[cell_id]
+    return notebook
+
+
+# ---- execution --------------------------------------------------------------------------------------------------
+
+
+def execute(lab: str, scale: str = "tiny", solved: bool = True, folder: Path | None = None, **parameters) -> Run:
+    """Execute a lab with papermill on a fresh kernel and write it to `folder` (default build/executed).
+
+    Further keyword arguments set values of the lab's `parameters` cell; an unknown one is an error (papermill only
+    warns). A failing cell does not raise: the run carries its error, and the notebook is written as far as it came.
+    """
+    import nbformat
+    import papermill
+
+    _check_scale(scale)
+    notebook = solve(lab) if solved else read(lab)
+    parameters = {"SCALE": scale, **parameters}
+    cells = tagged(notebook, "parameters")
+    if len(cells) != 1:
+        raise ValueError(f"Lab {lab} has {len(cells)} cells tagged `parameters`; it needs exactly one.")
+    known = re.findall(r"^(\w+) *=", cells[0].source, flags=re.MULTILINE)
+    if unknown := set(parameters) - set(known):
+        raise ValueError(f"Lab {lab} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}.")
+
+    folder = folder or BUILD / "executed"
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / path_of(lab).name
+    start, error = time.perf_counter(), ""
+    try:
+        papermill.execute_notebook(
+            notebook,
+            out,
+            parameters,
+            kernel_name="python3",
+            cwd=LABS,
+            progress_bar=sys.stderr.isatty(),
+            extra_arguments=["--IPKernelApp.log_level=40"],  # errors only: it warns that localhost is not encrypted
+        )
+    except papermill.PapermillExecutionError as failed:
+        error = f"{failed.ename}: {failed.evalue}".splitlines()[0]
+    seconds = time.perf_counter() - start
+    verdicts = [text(cell) for cell in tagged(nbformat.read(out, as_version=4), "check")]
+    # ru_maxrss of the children: the kernel is the only child that has ended (kilobytes on Linux, bytes on a Mac).
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Run(lab, out, seconds, peak, sum("✓" in v for v in verdicts), len(verdicts), error)
+
+
+def _check_scale(scale: str) -> None:
+    if scale not in SCALES:
+        raise ValueError(f"SCALE={scale} is unknown; it is one of {', '.join(SCALES)}.")
+
+
+def text(cell) -> str:
+    """What a code cell printed or showed as plain text."""
+    parts = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.get("outputs", [])]
+    return "".join(parts)
+
+
+def run(lab: str | None = None, scale: str = "tiny") -> list[Run]:
+    """Execute solved labs (all, or one), each in a process of its own, and render them to build/html."""
+    _check_scale(scale)
+    chosen = [lab] if lab else list(labs())
+    for name in chosen:
+        path_of(name)
+    runs = []
+    # Spawned, one lab each: the peak memory of a lab is that of its own kernel alone.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        for name in chosen:
+            print(f"lab {name} at scale {scale} …", flush=True)
+            runs.append(pool.submit(execute, name, scale).result())
+            render(runs[-1])
+    index(runs)
+    return runs
+
+
+# ---- pages ------------------------------------------------------------------------------------------------------
+
+
+def render(run: Run) -> Path:
+    """Write an executed lab as one HTML page that opens from disk, without any network."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    # The labs use no TeX, no widgets state and no RequireJS: without these three the page needs nothing from outside.
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", jupyter_widgets_base_url="", exclude_anchor_links=True)
+    notebook = nbformat.read(run.notebook, as_version=4)
+    notebook.metadata["title"] = heading(notebook)
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    body, _ = exporter.from_notebook_node(notebook)
+    run.page.parent.mkdir(parents=True, exist_ok=True)
+    run.page.write_text(body, encoding="utf-8")
+    return run.page
+
+
+def heading(notebook) -> str:
+    """The first heading of a notebook: its title."""
+    return next(c.source for c in notebook.cells if c.cell_type == "markdown").splitlines()[0].lstrip("# ")
+
+
+def index(runs: list[Run]) -> Path:
+    """Write build/html/index.html: one row per lab with its page."""
+    rows = "".join(
+        f'<tr><td><a href="{html.escape(r.page.name)}">{html.escape(heading(read(r.lab)))}</a></td>'
+        f"<td>{r.seconds:.0f} s</td><td>{r.peak_bytes / 1e9:.2f} GB</td><td>{r.passed} of {r.checks}</td>"
+        f"<td>{html.escape(r.error) or 'no error'}</td></tr>"
+        for r in runs
+    )
+    page = BUILD / "html" / "index.html"
+    page.write_text(
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Efficient architectures: solved labs</title>'
+        "<style>body{font:16px/1.5 sans-serif;max-width:60rem;margin:3rem auto;padding:0 1rem}"
+        "td,th{text-align:left;padding:.4rem 1rem .4rem 0;border-bottom:1px solid #ddd}</style>"
+        "<h1>Efficient architectures: solved labs</h1><table><tr><th>Lab</th><th>Time</th><th>Peak memory</th>"
+        f"<th>Checks passed</th><th>Errors</th></tr>{rows}</table></html>\n",
+        encoding="utf-8",
+    )
+    return page
+
+
+def table(runs: list[Run]) -> str:
+    """The closing table of `make run`."""
+    lines = [f"{'lab':<6} {'seconds':>8} {'peak memory':>12} {'checks passed':>14}  page to open"]
+    for r in runs:
+        checks = f"{r.passed} of {r.checks}"
+        lines.append(
+            f"{r.lab:<6} {r.seconds:>8.1f} {r.peak_bytes / 1e9:>9.2f} GB {checks:>14}  {os.path.relpath(r.page)}"
+        )
+        if r.error:
+            lines.append(f"       stopped: {r.error}")
+    return "\n".join(lines)
+
+
+# ---- command line -----------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`run` and `render` execute solved labs into build/; `solve` writes one solved, unexecuted notebook."""
+    parser = argparse.ArgumentParser(prog="python -m shared.notebooks", description=main.__doc__)
+    parser.add_argument("command", choices=("run", "render", "solve"))
+    parser.add_argument("--lab", help="one lab, such as 2.4.1 (default: all)")
+    parser.add_argument("--scale", default="tiny", help="tiny or full")
+    parser.add_argument("--out", type=Path, help="solve: where to write the notebook")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "solve":
+            import nbformat
+
+            if not options.lab or not options.out:
+                raise ValueError("`solve` needs --lab, such as 2.4.1, and --out, the notebook to write.")
+            nbformat.write(solve(options.lab), options.out)
+            return 0
+        runs = run(options.lab, options.scale)
+    except (ValueError, OSError) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    if options.command == "run":
+        print(table(runs))
+    else:
+        print(f"Open {os.path.relpath(BUILD / 'html' / 'index.html')} in a browser.")
+    good = all(r.passed == r.checks and not r.error for r in runs)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

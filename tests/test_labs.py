@@ -1,0 +1,178 @@
+"""What every lab keeps to: one source, nothing derived in it, exercises and answers that match, cells one can read."""
+
+import ast
+import itertools
+import re
+import statistics
+
+import nbformat
+import pytest
+
+from shared import notebooks
+
+EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
+TAGS = {"parameters", "exercise", "check", "nbval-ignore-output"}
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+def interface(source: str) -> list:
+    """Names, arguments, annotations and docstrings of the functions and classes at the top of a cell."""
+    nodes = [n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    return [(type(n).__name__, n.name, *_signature(n), ast.get_docstring(n)) for n in nodes]
+
+
+def _signature(node) -> list[str]:
+    if not isinstance(node, ast.FunctionDef):
+        return []
+    return [ast.dump(node.args), ast.dump(node.returns) if node.returns else ""]
+
+
+@EACH
+def test_the_notebook_is_valid_and_holds_nothing_derived(lab):
+    notebook = notebooks.read(lab)
+    nbformat.validate(notebook)
+    assert set(notebook.metadata) == {"kernelspec"}
+    for cell in code(notebook):
+        assert cell.outputs == [] and cell.execution_count is None, cell.id
+        assert set(cell.metadata) <= {"tags"} and set(cell.metadata.get("tags", [])) <= TAGS, cell.id
+
+
+@EACH
+def test_cell_ids_are_unique_and_say_what_the_cell_is(lab):
+    ids = [cell.id for cell in notebooks.read(lab).cells]
+    assert len(set(ids)) == len(ids)
+    for cell_id in ids:
+        assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cell_id), cell_id
+        assert not re.fullmatch(r"[0-9a-f]{8}(-.*)?", cell_id), f"{cell_id} looks generated"
+
+
+@EACH
+def test_exercises_and_answers_match_one_to_one(lab):
+    stubs = {cell.id: cell.source for cell in notebooks.tagged(notebooks.read(lab), "exercise")}
+    answers = notebooks.answers(lab)
+    assert set(stubs) == set(answers) and 5 <= len(stubs) <= 8
+    for cell_id, stub in stubs.items():
+        assert interface(stub) == interface(answers[cell_id]) != [], cell_id
+        assert "raise NotImplementedError" in stub and "NotImplementedError" not in answers[cell_id]
+
+
+@EACH
+def test_each_exercise_is_followed_by_its_check(lab):
+    cells = notebooks.read(lab).cells
+    for cell, after in itertools.pairwise(cells):
+        if "exercise" in cell.metadata.get("tags", []):
+            name = interface(cell.source)[0][1]
+            assert after.source == f"{name} = check.{name}({name})" and after.metadata.tags == ["check"]
+
+
+@EACH
+def test_no_answer_stands_in_the_notebook(lab):
+    text = "\n".join(cell.source for cell in notebooks.read(lab).cells)
+    for cell_id, answer in notebooks.answers(lab).items():
+        for function in ast.parse(answer).body:
+            body = function.body[1:] if ast.get_docstring(function) else function.body
+            for statement in body:
+                source = ast.unparse(statement)
+                assert len(source) < 20 or source not in text, f"{cell_id}: {source}"
+
+
+@EACH
+def test_solving_changes_the_exercise_cells_and_nothing_else(lab):
+    for before, after in zip(notebooks.read(lab).cells, notebooks.solve(lab).cells, strict=True):
+        assert (before.source != after.source) == ("exercise" in before.metadata.get("tags", [])), before.id
+
+
+@EACH
+def test_parameters_are_literals(lab):
+    (cell,) = notebooks.tagged(notebooks.read(lab), "parameters")
+    for statement in ast.parse(cell.source).body:
+        assert isinstance(statement, ast.Assign)
+        ast.literal_eval(statement.value)
+
+
+@EACH
+def test_code_cells_are_short(lab):
+    lengths = [len(cell.source.splitlines()) for cell in code(notebooks.read(lab))]
+    assert max(lengths) <= 40 and statistics.median(lengths) <= 12
+
+
+@EACH
+def test_every_heading_is_followed_by_something_and_every_plot_by_a_sentence(lab):
+    cells = notebooks.read(lab).cells
+    for cell, after in zip(cells, [*cells[1:], None], strict=True):
+        if cell.cell_type == "markdown" and cell.source.splitlines()[-1].startswith("#"):
+            assert after is not None and not after.source.startswith("#"), cell.id
+        if "plots.show(" in cell.source:
+            position = cells.index(cell)
+            assert any(c.cell_type == "markdown" for c in cells[position + 1 : position + 3]), cell.id
+
+
+@EACH
+def test_figures_come_early_and_have_alternative_text(lab):
+    cells = notebooks.read(lab).cells
+    first = next(i for i, cell in enumerate(cells) if "plots.show(" in cell.source)
+    assert first <= 12
+    for cell in code(notebooks.read(lab)):
+        assert "plt.show" not in cell.source
+        for call in re.findall(r'plots\.show\(\s*fig, f?"([^"]*)"', cell.source):
+            assert len(call) > 40, cell.id
+        assert cell.source.count("plots.show(") == len(re.findall(r'plots\.show\(\s*fig, f?"', cell.source))
+
+
+@EACH
+def test_prose_is_short_and_needs_nothing_from_outside(lab):
+    for cell in prose(notebooks.read(lab)):
+        words = [w for line in cell.source.splitlines() if not line.startswith(("|", "- ", "#")) for w in line.split()]
+        assert len(words) <= 90, f"{cell.id}: {len(words)} words"
+        assert "$" not in cell.source and "http://" not in cell.source, cell.id
+        assert "!" not in re.sub(r"`[^`]*`|!\[", "", cell.source), f"{cell.id}: exclamation mark"
+        assert not re.search(r"[\U0001F300-\U0001FAFF]", cell.source), cell.id
+
+
+@EACH
+def test_solutions_hold_one_block_per_exercise_in_the_order_of_the_lab(lab):
+    stubs = [cell.id for cell in notebooks.tagged(notebooks.read(lab), "exercise")]
+    assert list(notebooks.answers(lab)) == stubs
+
+
+def test_nothing_in_shared_imports_from_labs():
+    for path in (notebooks.ROOT / "shared").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) labs", path.read_text(encoding="utf-8"), flags=re.MULTILINE), path
+
+
+def test_an_unknown_lab_is_one_clear_sentence(capsys):
+    assert notebooks.main(["run", "--lab", "9.9"]) == 1
+    said = capsys.readouterr().err
+    assert "There is no lab '9.9'" in said and "2.4.1" in said and "Traceback" not in said
+
+
+def test_an_unknown_scale_is_one_clear_sentence(capsys):
+    assert notebooks.main(["run", "--lab", "2.4.1", "--scale", "huge"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_unknown_parameter_is_an_error_and_not_a_warning(tmp_path):
+    with pytest.raises(ValueError, match="no parameter SPEED"):
+        notebooks.execute("2.4.1", folder=tmp_path, SPEED=3)
+
+
+def test_a_notebook_without_a_parameters_cell_is_an_error(tmp_path, monkeypatch):
+    notebook = notebooks.read("2.4.1")
+    for cell in notebooks.tagged(notebook, "parameters"):
+        cell.metadata["tags"] = []
+    monkeypatch.setattr(notebooks, "solve", lambda lab: notebook)
+    with pytest.raises(ValueError, match="needs exactly one"):
+        notebooks.execute("2.4.1", folder=tmp_path)
+
+
+def test_an_answer_without_an_exercise_is_an_error(monkeypatch):
+    monkeypatch.setattr(notebooks, "answers", lambda lab: {"ex-of-another-lab": "x = 1"})
+    with pytest.raises(ValueError, match="do not match"):
+        notebooks.solve("2.4.1")
