@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 from IPython.display import Image, display
+from matplotlib.ticker import LogLocator
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey by the markers below.
 COLOR = {
@@ -40,6 +41,10 @@ def log_axes(ax, x: Sequence[float], y: bool = True) -> None:
     ax.set_xscale("log", base=2)
     if y:
         ax.set_yscale("log")
+        low, high = ax.get_ylim()
+        if high < 100 * low:  # powers of ten alone would leave one tick or none
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:,g}")
     ax.set_xticks(list(x), [short(v) for v in x])
     ax.minorticks_off()
     ax.set_xlim(min(x) * 0.85, max(x) * (max(x) / min(x)) ** 0.35)

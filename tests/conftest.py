@@ -21,6 +21,9 @@ def no_network(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def made(no_network) -> str:
     """What `make run` printed."""
-    done = subprocess.run(["make", "run"], cwd=notebooks.ROOT, env=no_network, capture_output=True, text=True)
+    # Under `make test` make would add lines of its own about folders.
+    done = subprocess.run(
+        ["make", "--no-print-directory", "run"], cwd=notebooks.ROOT, env=no_network, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
