@@ -7,6 +7,7 @@ An exercise is a code cell with the tag `exercise` and an id such as `ex-kv-cach
 """
 
 import argparse
+import errno
 import functools
 import html
 import importlib.util
@@ -257,7 +258,10 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         runs = run(options.lab, options.scale)
     except (ValueError, OSError) as problem:
-        print(problem, file=sys.stderr)
+        full = getattr(problem, "errno", None) == errno.ENOSPC
+        print(
+            f"The disk that holds {BUILD} is full: make room and run this again." if full else problem, file=sys.stderr
+        )
         return 1
     if options.command == "run":
         print(table(runs))

@@ -126,6 +126,16 @@ def test_a_lab_whose_check_fails_makes_the_command_fail(tmp_path, monkeypatch, c
     assert "6 of 7" in capsys.readouterr().out
 
 
+def test_a_full_disk_is_one_sentence_that_names_the_folder(monkeypatch, capsys):
+    def full(lab, scale):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(notebooks, "run", full)
+    assert notebooks.main(["run"]) == 1
+    said = capsys.readouterr().err
+    assert str(notebooks.BUILD) in said and "is full" in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("parameter", ["SCALE", "WEIGHTS"])
 def test_an_unknown_parameter_value_stops_the_lab_with_one_sentence(parameter, tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "SCALES", ("tiny", "full", "huge"))
