@@ -1,6 +1,5 @@
 """What lab 2.4.1 claims, asserted on the run that `make run` gave."""
 
-import math
 import re
 
 import nbformat
@@ -100,19 +99,26 @@ def test_the_measured_cache_grows_with_the_context_and_the_state_does_not(swept)
     assert (transformer.cache_bytes == expected).all()
 
 
-def slope(part: pd.DataFrame, column: str) -> float:
-    x, y = part.tokens.map(math.log), part[column].map(math.log)
-    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+def growth(swept: pd.DataFrame, architecture: str, column: str) -> float:
+    """How many times larger a quantity is at 4,096 tokens than at 256: bounds below leave room for a noisy machine."""
+    part = swept[swept.architecture == architecture].set_index("tokens")[column]
+    return part[4096] / part[256]
 
 
 def test_decoding_slows_down_with_context_for_the_transformer_and_not_for_mamba(swept):
-    mamba, transformer = (slope(swept[swept.architecture == a], "decode_seconds") for a in ("mamba", "transformer"))
-    assert abs(mamba) < 0.15 < transformer - 0.1
+    mamba, transformer = (growth(swept, a, "decode_seconds") for a in ("mamba", "transformer"))
+    assert transformer > 1.7 and transformer > 1.5 * mamba
 
 
 def test_prefill_is_never_free(swept):
-    for _, part in swept.groupby("model"):
-        assert slope(part, "time_to_first_token") > 0.6
+    for architecture in ("mamba", "transformer"):
+        assert growth(swept, architecture, "time_to_first_token") > 4
+
+
+def test_a_slope_of_zero_is_read_off_the_state_and_of_one_off_the_cache(said):
+    rows = [line for line in said["exponents"].splitlines() if line.strip().startswith("cache or state")]
+    mamba, transformer = (numbers(row)[-2] for row in rows)
+    assert mamba == 0 and transformer == pytest.approx(1, abs=0.05)  # the new tokens are in the cache too
 
 
 def test_tiny_steps_stay_below_the_roofline_because_they_cost_calls(said):
@@ -122,7 +128,7 @@ def test_tiny_steps_stay_below_the_roofline_because_they_cost_calls(said):
     mamba, transformer = rows["tiny/mamba"], rows["tiny/transformer"]
     assert mamba[0] > 2 * transformer[0]  # operations per token
     assert mamba[1] > transformer[1]  # so at a short context the small Mamba loses
-    assert mamba[2] / transformer[2] < 2 and transformer[2] / mamba[2] < 2.5  # what one operation costs is alike
+    assert 1 / 3 < mamba[2] / transformer[2] < 3  # what one operation costs is alike
 
 
 def test_unlimited_context_is_claimed_for_a_fixed_state_alone(said):
