@@ -17,7 +17,6 @@ import re
 import resource
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -118,6 +117,7 @@ def execute(lab: str, scale: str = "tiny", solved: bool = True, folder: Path | N
     """
     import nbformat
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     _check_scale(scale)
     notebook = solve(lab) if solved else read(lab)
@@ -145,6 +145,8 @@ def execute(lab: str, scale: str = "tiny", solved: bool = True, folder: Path | N
         )
     except papermill.PapermillExecutionError as failed:
         error = f"{failed.ename}: {failed.evalue}".splitlines()[0]
+    except DeadKernelError:
+        error = "the kernel died, most likely for lack of memory: close other notebooks and run this lab again"
     seconds = time.perf_counter() - start
     verdicts = [text(cell) for cell in tagged(nbformat.read(out, as_version=4), "check")]
     # ru_maxrss of the children: the kernel is the only child that has ended (kilobytes on Linux, bytes on a Mac).
@@ -170,11 +172,12 @@ def run(lab: str | None = None, scale: str = "tiny") -> list[Run]:
     for name in chosen:
         path_of(name)
     runs = []
-    # Spawned, one lab each: the peak memory of a lab is that of its own kernel alone.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    # A process for each lab, so that its peak memory is that of its own kernel; in a session of its own,
+    # so that Ctrl-C reaches the process here alone, which then ends it.
+    with multiprocessing.get_context("spawn").Pool(1, os.setsid, maxtasksperchild=1) as pool:
         for name in chosen:
             print(f"lab {name} at scale {scale} …", flush=True)
-            runs.append(pool.submit(execute, name, scale).result())
+            runs.append(pool.apply(execute, (name, scale)))
             render(runs[-1])
     index(runs)
     return runs
@@ -263,6 +266,9 @@ def main(arguments: list[str] | None = None) -> int:
             f"The disk that holds {BUILD} is full: make room and run this again." if full else problem, file=sys.stderr
         )
         return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted. The pages of labs that were done are in build/html.", file=sys.stderr)
+        return 130
     if options.command == "run":
         print(table(runs))
     else:
