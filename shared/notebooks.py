@@ -132,11 +132,12 @@ def execute(lab: str, scale: str = "tiny", solved: bool = True, folder: Path | N
     folder = folder or BUILD / "executed"
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / path_of(lab).name
+    partial = folder / f".partial-{out.name}"  # a run that is interrupted leaves the last whole one in its place
     start, error = time.perf_counter(), ""
     try:
         papermill.execute_notebook(
             notebook,
-            out,
+            partial,
             parameters,
             kernel_name="python3",
             cwd=LABS,
@@ -148,6 +149,7 @@ def execute(lab: str, scale: str = "tiny", solved: bool = True, folder: Path | N
     except DeadKernelError:
         error = "the kernel died, most likely for lack of memory: close other notebooks and run this lab again"
     seconds = time.perf_counter() - start
+    partial.replace(out)
     verdicts = [text(cell) for cell in tagged(nbformat.read(out, as_version=4), "check")]
     # ru_maxrss of the children: the kernel is the only child that has ended (kilobytes on Linux, bytes on a Mac).
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

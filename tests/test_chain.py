@@ -140,7 +140,8 @@ def test_a_kernel_that_is_killed_is_reported_and_what_came_before_is_kept(tmp_pa
     assert "the kernel died" in notebooks.table([run])
 
 
-def test_ctrl_c_ends_a_run_with_one_sentence_and_leaves_no_process_behind():
+def test_ctrl_c_ends_a_run_with_one_sentence_and_leaves_no_process_behind(made):
+    before = {path: path.read_bytes() for path in (notebooks.BUILD / "executed").glob("lab-*.ipynb")}
     command = [sys.executable, "-m", "shared.notebooks", "run", "--lab", "2.4.1"]
     process = subprocess.Popen(
         command, cwd=notebooks.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -155,6 +156,7 @@ def test_ctrl_c_ends_a_run_with_one_sentence_and_leaves_no_process_behind():
     said = process.communicate(timeout=30)[0]
     assert process.returncode == 130 and "Interrupted" in said and "Traceback" not in said
     assert kernels and psutil.wait_procs(children, timeout=20)[1] == []
+    assert {path: path.read_bytes() for path in before} == before, "the results of the last whole run are still there"
 
 
 def test_a_full_disk_is_one_sentence_that_names_the_folder(monkeypatch, capsys):
