@@ -17,6 +17,7 @@ import re
 import resource
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -174,12 +175,11 @@ def run(lab: str | None = None, scale: str = "tiny") -> list[Run]:
     for name in chosen:
         path_of(name)
     runs = []
-    # A process for each lab, so that its peak memory is that of its own kernel; in a session of its own,
-    # so that Ctrl-C reaches the process here alone, which then ends it.
-    with multiprocessing.get_context("spawn").Pool(1, os.setsid, maxtasksperchild=1) as pool:
+    # Spawned, one lab each: the peak memory of a lab is that of its own kernel alone.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         for name in chosen:
             print(f"lab {name} at scale {scale} …", flush=True)
-            runs.append(pool.apply(execute, (name, scale)))
+            runs.append(pool.submit(execute, name, scale).result())
             render(runs[-1])
     index(runs)
     return runs
@@ -268,9 +268,6 @@ def main(arguments: list[str] | None = None) -> int:
             f"The disk that holds {BUILD} is full: make room and run this again." if full else problem, file=sys.stderr
         )
         return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. The pages of labs that were done are in build/html.", file=sys.stderr)
-        return 130
     if options.command == "run":
         print(table(runs))
     else:

@@ -5,13 +5,10 @@ The first run is `make run`, as an instructor types it, with every way to a mode
 
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import nbformat
-import psutil
 import pytest
 
 from shared import checks, notebooks
@@ -138,25 +135,6 @@ def test_a_kernel_that_is_killed_is_reported_and_what_came_before_is_kept(tmp_pa
     run = notebooks.execute("2.4.1", folder=tmp_path)
     assert "kernel died" in run.error and run.passed == 1
     assert "the kernel died" in notebooks.table([run])
-
-
-def test_ctrl_c_ends_a_run_with_one_sentence_and_leaves_no_process_behind(made):
-    before = {path: path.read_bytes() for path in (notebooks.BUILD / "executed").glob("lab-*.ipynb")}
-    command = [sys.executable, "-m", "shared.notebooks", "run", "--lab", "2.4.1"]
-    process = subprocess.Popen(
-        command, cwd=notebooks.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    me, deadline = psutil.Process(process.pid), time.monotonic() + 60
-    while not (kernels := [c for c in me.children(recursive=True) if "ipykernel_launcher" in " ".join(c.cmdline())]):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
-    children = me.children(recursive=True)
-    time.sleep(2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    said = process.communicate(timeout=30)[0]
-    assert process.returncode == 130 and "Interrupted" in said and "Traceback" not in said
-    assert kernels and psutil.wait_procs(children, timeout=20)[1] == []
-    assert {path: path.read_bytes() for path in before} == before, "the results of the last whole run are still there"
 
 
 def test_a_full_disk_is_one_sentence_that_names_the_folder(monkeypatch, capsys):
