@@ -6,6 +6,8 @@ BROWSER = yes
 NOTEBOOK_DIR = labs
 SCALE = tiny
 LAB =
+NAME =
+CLEAR =
 
 VENV_PYTHON = .venv/bin/python
 # Small tensors on few cores: one thread is many times faster there. What you set yourself is respected.
@@ -20,7 +22,7 @@ IPYTHONDIR = $(CURDIR)/.venv/ipython
 MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
-.PHONY: help setup setup-test lab run solutions test tiny update clean
+.PHONY: help setup setup-test lab run solutions fetch cache test tiny update clean
 
 help:
 	@echo "Commands:"
@@ -40,6 +42,12 @@ run: setup ## execute the solved labs and print a table (SCALE=tiny or full, LAB
 
 solutions: setup ## render the solved labs to build/html/index.html
 	@$(ONE_THREAD) $(VENV_PYTHON) -m shared.notebooks render
+
+fetch: setup ## download ahead of class what a lab needs at scale full (LAB=2.4.5 SCALE=full, or NAME=mamba-2.8b)
+	@$(VENV_PYTHON) scripts/hub.py fetch --name "$(NAME)" --lab "$(LAB)" --scale "$(SCALE)"
+
+cache: setup ## show what the course keeps in the Hugging Face caches (CLEAR=alpaca deletes one)
+	@$(VENV_PYTHON) scripts/hub.py cache --clear "$(CLEAR)"
 
 test: setup-test ## everything that CI runs: style, then all tests
 	@sh scripts/test-packages.sh

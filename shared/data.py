@@ -1,4 +1,4 @@
-"""Text and tokens for the labs that need no download: prompts, the instruction format, random tokens, the tiny text.
+"""Text and tokens of the labs: the published data sets, prompts, the instruction format, random tokens, the tiny text.
 
 Importing this module is instant; torch is imported by what needs it.
 """
@@ -10,10 +10,28 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shared.cache import cached, clear_cache
 from shared.errors import BadInput
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset
+
+__all__ = [
+    "DOMAINS",
+    "EXPERT_PROMPTS",  # noqa: F822  read when it is first used
+    "LENGTHS",
+    "SPLITS",
+    "alpaca",
+    "cached",
+    "clear_cache",
+    "format_instruction",
+    "pg19",
+    "random_tokens",
+    "tiny_long_text",
+    "tiny_text",
+    "wikitext",
+]
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 DOMAINS = (
@@ -40,6 +58,67 @@ def __getattr__(name: str):
 def _prompts() -> dict[str, list[str]]:
     prompts = json.loads((DATA / "prompts.json").read_text(encoding="utf-8"))
     return {domain: prompts[domain] for domain in DOMAINS}
+
+
+# ---- published data sets ----------------------------------------------------------------------------------------
+
+
+def wikitext(version: str = "2", split: str = "test") -> str:
+    """WikiText, raw: articles of Wikipedia with their headings, one line a row (Merity et al. 2016).
+
+    Args:
+        version: "2", or "103" with fifty times the training text and the same "test" and "validation" articles.
+        split: "test", "validation" or "train". Only that split is downloaded.
+
+    Returns: the lines joined as they are; each ends with its own line break, and the published rows without text add
+        nothing.
+    Raises: BadInput, Missing, DiskFull.
+    """
+    if version not in ("2", "103") or split not in ("test", "validation", "train"):
+        raise BadInput(
+            f'WikiText has the versions "2" and "103" and the splits "test", "validation" and "train", not {version!r} '
+            f"and {split!r}."
+        )
+    return "".join(_rows(f"wikitext-{version}", split)["text"])
+
+
+def pg19(books: int = 10) -> list[str]:
+    """The first `books` of the 100 test books of PG19, whole: 50,000 tokens and more each (Rae et al. 2019).
+
+    Raises: BadInput, Missing, DiskFull.
+    """
+    rows = _rows("pg19", "test")
+    return rows.select(range(_count(books, len(rows), "books")))["text"][:]
+
+
+def alpaca(examples: int = 1000) -> "Dataset":
+    """The first `examples` of Alpaca's 52,002, with "instruction", "input" and "output" (Taori et al. 2023).
+
+    `format_instruction` writes them in Alpaca's format. Raises: BadInput, Missing, DiskFull.
+    """
+    rows = _rows("alpaca", "train")
+    return rows.select(range(_count(examples, len(rows), "examples")))
+
+
+def _rows(name: str, split: str) -> "Dataset":
+    """A split of a data set, downloaded where it is missing and read through its Arrow copy."""
+    from datasets import Dataset
+
+    from shared import cache, catalogue, hub
+
+    source, folder = catalogue.DATASETS[name], hub.fetch(name, split)
+    files = [str(folder / file) for file in source.splits[split]]
+    # load_dataset(repository) would fetch every split, and load_dataset(repository, data_files=...) fails offline.
+    return Dataset.from_parquet(files, cache_dir=str(cache.arrow(source)))
+
+
+def _count(wanted: int, there: int, what: str) -> int:
+    if not 1 <= wanted <= there:
+        raise BadInput(f"There are {there:,} {what}, and {wanted:,} were asked for: choose from 1 to {there:,}.")
+    return wanted
+
+
+# ---- instructions, tokens, the tiny text ------------------------------------------------------------------------
 
 
 def format_instruction(example: Mapping[str, str | None]) -> str:

@@ -67,6 +67,12 @@ class DeepseekForCausalLM(DeepseekOcr2TextPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # The library looks for a decorator in the file of the class: here that would be this one. Without it the experts
+        # run one by one, 64 of them a layer.
+        return True
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,

@@ -17,8 +17,12 @@ class NotEnoughMemory(CourseError):
     """The model does not fit into the memory that is free."""
 
 
-class ModelMissing(CourseError):
-    """The trained weights are neither on this machine nor within reach."""
+class Missing(CourseError):
+    """A model or a data set is neither on this machine nor within reach."""
+
+
+class DiskFull(CourseError):
+    """A download does not fit on the disk."""
 
 
 class DamagedCheckpoint(CourseError):

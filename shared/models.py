@@ -19,8 +19,9 @@ from shared.errors import (
     ContextTooLong,
     CourseError,
     DamagedCheckpoint,
+    DiskFull,
     KernelNeedsGPU,
-    ModelMissing,
+    Missing,
     NotEnoughMemory,
 )
 from shared.memory import human
@@ -33,9 +34,10 @@ __all__ = [
     "ContextTooLong",
     "CourseError",
     "DamagedCheckpoint",
+    "DiskFull",
     "Fit",
     "KernelNeedsGPU",
-    "ModelMissing",
+    "Missing",
     "ModelSize",
     "NotEnoughMemory",
     "check_context",
@@ -124,7 +126,7 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained
         (model, tokenizer). With random weights the tokenizer is None where the cache has none.
 
     Raises:
-        BadInput, NotEnoughMemory, ModelMissing, DamagedCheckpoint, KernelNeedsGPU: one sentence each.
+        BadInput, NotEnoughMemory, Missing, DiskFull, DamagedCheckpoint, KernelNeedsGPU: one sentence each.
     """
     if weights not in ("trained", "random"):
         raise BadInput(f'The weights are "trained" or "random", not {weights!r}.')

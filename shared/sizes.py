@@ -12,23 +12,11 @@ from pathlib import Path
 
 import torch
 
+from shared.catalogue import MODELS
 from shared.errors import BadInput, DamagedCheckpoint
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
-# Where the trained weights live on the Hugging Face hub.
-MODELS = {
-    "mamba-130m": "state-spaces/mamba-130m-hf",
-    "mamba-1.4b": "state-spaces/mamba-1.4b-hf",
-    "mamba-2.8b": "state-spaces/mamba-2.8b-hf",
-    "pythia-160m": "EleutherAI/pythia-160m",
-    "pythia-1.4b": "EleutherAI/pythia-1.4b",
-    "pythia-2.8b": "EleutherAI/pythia-2.8b",
-    "mixtral-8x7b": "mistralai/Mixtral-8x7B-v0.1",
-    "deepseek-moe-16b": "deepseek-ai/deepseek-moe-16b-base",
-    "olmoe-1b-7b": "allenai/OLMoE-1B-7B-0924",
-    "jamba-v0.1": "ai21labs/Jamba-v0.1",
-}
 TINY = tuple(f"tiny/{m}" for m in ("mamba", "transformer", "olmoe", "olmoe-collapsed", "deepseek-moe", "jamba"))
 
 

@@ -224,3 +224,12 @@ def test_defaults_are_those_of_the_published_model():
     with torch.device("meta"):
         model = deepseek.DeepseekForCausalLM(deepseek.DeepseekConfig())
     assert sum(p.numel() for p in model.parameters()) == 16_375_728_128
+
+
+def test_the_experts_run_grouped_by_default_and_give_what_one_by_one_gives(checkpoint):
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    assert model.get_experts_implementation()[""] == "grouped_mm"
+    with torch.no_grad():
+        grouped = model(IDS).logits
+        model.set_experts_implementation("eager")
+        torch.testing.assert_close(model(IDS).logits, grouped, atol=1e-5, rtol=1e-5)

@@ -1,18 +1,15 @@
 """Sizes to the last parameter, loading that refuses clearly, and predictions that one real forward confirms."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_models import SMALL, write
 
 from shared import checkpoints, memory, models, scan, sizes
 
@@ -30,51 +27,6 @@ PUBLISHED = {
     "olmoe-1b-7b": (6_919_161_856, 1_282_017_280, 131_072, 0),
     "jamba-v0.1": (51_570_323_328, 12_110_311_296, 16_384, 16_515_072),
 }
-SMALL = {
-    "mamba": {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
-    "transformer": {
-        "model_type": "gpt_neox",
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 256,
-    },
-    "olmoe": {
-        "model_type": "olmoe",
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 16,
-        "num_experts": 8,
-        "num_experts_per_tok": 2,
-    },
-    "deepseek-moe": {
-        "model_type": "deepseek",
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "intermediate_size": 64,
-        "moe_intermediate_size": 16,
-        "n_routed_experts": 8,
-        "n_shared_experts": 1,
-        "num_experts_per_tok": 3,
-    },
-    "jamba": {
-        "model_type": "jamba",
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-        "attn_layer_period": 4,
-        "attn_layer_offset": 2,
-        "num_experts": 4,
-        "mamba_d_state": 8,
-        "mamba_dt_rank": 4,
-    },
-}
 ONE_SENTENCE = re.compile(r"(?!.*[.] [A-Z])[^\n]*[^. ]\.")
 
 
@@ -89,23 +41,25 @@ def sentence(error) -> str:
 @pytest.fixture
 def course(tmp_path, monkeypatch):
     """A course whose tiny models are small random ones, written by save_pretrained, so that files can be damaged."""
-    from transformers import AutoModelForCausalLM
-
     data = tmp_path / "data"
     shutil.copytree(sizes.DATA / "models", data / "models")
     shutil.copytree(sizes.DATA / "tiny" / "tokenizer", data / "tiny" / "tokenizer")
     for module in (sizes, checkpoints, models):
         monkeypatch.setattr(module, "DATA", data)
     sizes._size.cache_clear()
-    for name, config in SMALL.items():
-        (data / "tiny" / name).mkdir()
-        # As in the published configs, what is not said has the class's default.
-        (data / "tiny" / name / "config.json").write_text(json.dumps({**config, "vocab_size": 1024, "pad_token_id": 0}))
-        torch.manual_seed(1)
-        model = AutoModelForCausalLM.from_config(sizes.published_config(f"tiny/{name}"), dtype=torch.bfloat16)
-        model.save_pretrained(data / "tiny" / name)
+    for name in SMALL:
+        write(data / "tiny" / name, name)
     yield data / "tiny"
     sizes._size.cache_clear()
+
+
+def offline(monkeypatch, cache):
+    """A machine without a network, whose Hugging Face cache is an empty folder."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 def prefill(model, tokens: int, batch: int = 1):
@@ -373,128 +327,6 @@ def test_a_missing_tokenizer_is_an_error_for_trained_weights(course):
     with pytest.raises(models.DamagedCheckpoint, match=r"The tokenizer in .* cannot be read: `git checkout"):
         models.load("tiny/mamba", device="cpu")
     assert models.load("tiny/mamba", weights="random", device="cpu")[1] is None
-
-
-# ------------------------------------------------------------------------------------------------------------- the hub
-
-
-def offline(monkeypatch, cache):
-    """A machine without a network, whose Hugging Face cache is an empty folder."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-
-def snapshot(cache, name, source):
-    """Put the files in `source` into the cache as the hub's client does."""
-    folder = cache / f"models--{models.MODELS[name].replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(source, folder / "snapshots" / ("0" * 40))
-    return folder / "snapshots" / ("0" * 40)
-
-
-def test_a_model_out_of_reach_is_one_sentence_within_seconds(tmp_path, monkeypatch):
-    offline(monkeypatch, tmp_path)
-    start = time.perf_counter()
-    with pytest.raises(models.ModelMissing) as error:
-        models.load("mamba-130m", device="cpu")
-    assert time.perf_counter() - start < 10
-    text = sentence(error)
-    # The published files are fp32: twice what the model takes in bf16.
-    for needed in ("mamba-130m", "517 MB", "`hf download state-spaces/mamba-130m-hf`", 'WEIGHTS = "random"'):
-        assert needed in text
-
-
-def test_offline_mode_is_respected_and_named(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    offline(monkeypatch, tmp_path)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(models.ModelMissing, match="HF_HUB_OFFLINE is set"):
-        models.load("pythia-160m", device="cpu")
-
-
-def test_a_cached_model_loads_without_a_network(course, tmp_path, monkeypatch):
-    offline(monkeypatch, tmp_path / "cache")
-    folder = snapshot(tmp_path / "cache", "mamba-130m", course / "mamba")
-    shutil.copytree(course / "tokenizer", folder, dirs_exist_ok=True)
-    model, tokenizer = models.load("mamba-130m", device="cpu")
-    assert model.config.hidden_size == 32 and len(tokenizer) == 1024
-
-
-def test_half_a_download_is_missing_and_a_broken_one_is_damaged(course, tmp_path, monkeypatch):
-    offline(monkeypatch, tmp_path / "cache")
-    folder = snapshot(tmp_path / "cache", "mamba-130m", course / "mamba")
-    truncate(folder)
-    with pytest.raises(models.DamagedCheckpoint) as error:
-        models.load("mamba-130m", device="cpu")
-    assert f"delete {folder.parents[1]} and load again" in sentence(error)
-    unlink(folder)
-    with pytest.raises(models.ModelMissing) as error:
-        models.load("mamba-130m", device="cpu")
-    assert "not complete on this machine" in sentence(error)
-
-
-@pytest.fixture
-def hub(course):
-    """A web server that answers the routes of the Hugging Face hub with one repository, and lists what was asked."""
-    files = {file.name: file.read_bytes() for folder in ("mamba", "tokenizer") for file in (course / folder).iterdir()}
-    files["pytorch_model.bin"] = b"the same weights in another format"
-    repo, commit, asked = models.MODELS["mamba-130m"], "1" * 40, []
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self, body: bytes, headers=(), code=200):
-            self.send_response(code)
-            for key, value in {"Content-Length": str(len(body)), **dict(headers)}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def do_GET(self):
-            path = self.path.split("?")[0].lstrip("/")
-            asked.append(path)
-            if path.startswith(f"api/models/{repo}/tree/"):
-                listing = [{"type": "file", "path": n, "size": len(b), "oid": "2" * 40} for n, b in files.items()]
-                self.answer(json.dumps(listing).encode())
-            elif path.startswith(f"api/models/{repo}"):
-                siblings = [{"rfilename": name} for name in files]
-                self.answer(json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode())
-            elif (name := path.rsplit("/", 1)[-1]) in files and path.startswith(f"{repo}/resolve/"):
-                self.answer(files[name], {"ETag": f'"{hash(name)}"', "X-Repo-Commit": commit})
-            else:
-                self.answer(b"", code=200 if not path else 404)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
-
-
-def test_weights_come_from_the_hub_once_and_only_in_the_safe_format(hub, tmp_path):
-    address, asked = hub
-    code = (
-        "from shared import models\n"
-        "for _ in range(2):\n"
-        "    model, tokenizer = models.load('mamba-130m', device='cpu')\n"
-        "    print(model.config.hidden_size, len(tokenizer))"
-    )
-    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    environment.pop("HF_HUB_OFFLINE", None)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.stdout.splitlines() == ["32 1024", "32 1024"], done.stderr
-    fetched = [path.rsplit("/", 1)[-1] for path in asked]
-    assert "model.safetensors" in fetched and "pytorch_model.bin" not in fetched
-    assert fetched.count("") == 1  # the second time the network was not even asked for a sign of life
 
 
 # ------------------------------------------------------------------------------------------------ context and scan path

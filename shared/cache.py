@@ -1,0 +1,160 @@
+"""What the course keeps on this machine: where downloads and Arrow copies lie, how large they are, and away with them.
+
+Two caches hold a data set: the hub's has the files as downloaded, that of `datasets` the Arrow copy that is read. A
+model is in the first alone. Several sources can share a repository, and a repository can hold what others fetched: what
+belongs to a source are the files that its patterns name, at its pinned revision.
+"""
+
+import fnmatch
+import json
+import os
+import shutil
+from pathlib import Path
+
+from shared.catalogue import SOURCES, Source
+from shared.errors import BadInput, DamagedCheckpoint
+
+# ---- where things lie -------------------------------------------------------------------------------------------
+
+
+def storage(source: Source) -> Path:
+    """The folder of a source's repository in the hub's cache, whether it is there or not."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"{source.kind}s--{source.repo.replace('/', '--')}"
+
+
+def locks(source: Source) -> Path:
+    """The folder with the locks of a source's repository in the hub's cache."""
+    return storage(source).parent / ".locks" / storage(source).name
+
+
+def snapshot(source: Source) -> Path:
+    """The folder in which the pinned files of a source lie, whether they are there or not."""
+    return storage(source) / "snapshots" / source.revision
+
+
+def arrow(source: Source) -> Path:
+    """The folder of a data set's Arrow copies: where `datasets` itself puts those of this repository."""
+    from huggingface_hub import constants
+
+    # datasets.config reads the same variables; importing it takes a second.
+    home = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
+    return Path(home).expanduser() / source.repo.replace("/", "___") / source.config
+
+
+def mark(source: Source, split: str) -> Path:
+    """A file that is there from before the first byte until every file has been compared with its hash."""
+    return storage(source) / f".fetching-{source.config}-{split}"
+
+
+def local(name: str, split: str | None = None) -> Path | None:
+    """The folder of a source if all of it is on this machine, else None. No network is asked.
+
+    Raises: DamagedCheckpoint where the list of a model's files cannot be read.
+    """
+    source = SOURCES[name]
+    split, folder = split or next(iter(source.splits)), snapshot(source)
+    if mark(source, split).exists():
+        return None
+    files = checkpoint_files(folder) if source.kind == "model" else [folder / file for file in source.splits[split]]
+    return folder if all(file.exists() for file in files) else None
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files without which a checkpoint cannot be loaded: config, weights, their index where there are several."""
+    config, index = folder / "config.json", folder / "model.safetensors.index.json"
+    if not index.exists():
+        return [config, folder / "model.safetensors"]
+    try:
+        parts = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise DamagedCheckpoint(f"{index} is damaged: delete it and load again, which downloads it anew.") from None
+    return [config, index, *(folder / part for part in sorted(parts))]
+
+
+# ---- how large, and away with it --------------------------------------------------------------------------------
+
+
+def cached():
+    """What lies here: DataFrame by name with bytes of downloads and of Arrow copies, whether whole, its labs."""
+    import pandas as pd
+
+    rows = []
+    for name, source in SOURCES.items():
+        mine = [path for path in _in_snapshots(source) if _belongs(path, source)]
+        # Content that two sources share counts for both: each of them alone would need it.
+        sizes = [sum(path.stat().st_size for path in mine if path.exists()), _size(arrow(source))]
+        if any(sizes):
+            rows.append((name, *sizes, local(name) is not None, ", ".join(source.labs), str(storage(source))))
+    columns = ["name", "download_bytes", "arrow_bytes", "complete", "labs", "folder"]
+    return pd.DataFrame(rows, columns=columns).set_index("name")
+
+
+def clear_cache(name: str, dry_run: bool = True) -> int:
+    """Delete one source from both caches, and nothing else; by default only say what would go.
+
+    What other revisions, other data sets of the same repository or other programs have there stays, also where it
+    shares content with what goes.
+
+    Returns: the bytes that are freed, or would be.
+    Raises: BadInput for a name that the course does not have; AssertionError before anything is deleted if a path lay
+        outside the source's own folders.
+    """
+    if name not in SOURCES:
+        raise BadInput(f"There is no {name!r} to clear: the course has {', '.join(SOURCES)}.")
+    source = SOURCES[name]
+    paths = [path for part in _plan(name) for path in part]
+    homes = (storage(source), locks(source), arrow(source))
+    for path in paths:
+        assert any(path.absolute().is_relative_to(home.absolute()) for home in homes), f"{path} is not of {name}"
+    freed = sum(_size(path) for path in paths)
+    for path in paths:
+        print(f"{'would delete' if dry_run else 'deleting'} {path}")
+        if not dry_run:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    if not dry_run:
+        for folder in sorted(snapshot(source).rglob("*"), reverse=True):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+    return freed
+
+
+def _plan(name: str) -> tuple[list[Path], list[Path]]:
+    """What would be deleted in the hub's cache and among the Arrow copies."""
+    source = SOURCES[name]
+    copies = [arrow(source)] if source.kind == "dataset" and arrow(source).exists() else []
+    folder = storage(source)
+    every = _in_snapshots(source)
+    mine = [path for path in every if _belongs(path, source)]
+    marks = [path for split in source.splits if (path := mark(source, split)).exists()]
+    if folder.exists() and len(mine) == len(every) and not _others_at_work(source):
+        # Nobody else has anything here: the whole folder goes, with temporary files and the list of the repository.
+        return [folder, *([locks(source)] if locks(source).exists() else [])], copies
+    kept = {path.resolve() for path in every if path not in mine}
+    blobs = {path.resolve() for path in mine if path.is_symlink()} - kept
+    return [*mine, *sorted(blob for blob in blobs if blob.exists()), *marks], copies
+
+
+def _in_snapshots(source: Source) -> list[Path]:
+    """The files in the snapshots of a source's repository, of whatever revision; mostly links to blobs."""
+    return [path for path in (storage(source) / "snapshots").rglob("*") if not path.is_dir() or path.is_symlink()]
+
+
+def _belongs(path: Path, source: Source) -> bool:
+    if not path.is_relative_to(snapshot(source)):
+        return False
+    inside = path.relative_to(snapshot(source)).as_posix()
+    return any(fnmatch.fnmatch(inside, pattern) for pattern in source.patterns)
+
+
+def _others_at_work(source: Source) -> bool:
+    """Whether another data set of the same repository is being fetched."""
+    others = {mark(s, split) for s in SOURCES.values() if s.repo == source.repo for split in s.splits}
+    own = {mark(source, split) for split in source.splits}
+    return any(path.exists() for path in others - own)
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())

@@ -1,0 +1,238 @@
+"""Downloads from the Hugging Face hub: pinned, one file after the other, each compared with its hash, never code.
+
+huggingface_hub does the transfer, with its cache, locks and progress bars. What it leaves to its caller is done here:
+it does not compare a file with the hash that the hub lists, gives up a file when the server stumbles, only warns where
+the disk is too small, and leaves temporary files behind when it is killed.
+"""
+
+import errno
+import fnmatch
+import hashlib
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from shared import cache
+from shared.catalogue import SOURCES, Source
+from shared.errors import DiskFull, Missing
+from shared.memory import human
+
+TRIES = 3
+TOLD_FROM = 100_000_000  # bytes; a larger download is announced with its size
+
+
+def fetch(name: str, split: str | None = None) -> Path:
+    """The folder with all files of a source; what is missing is downloaded, and if nothing is, no request is made.
+
+    Args:
+        name: of `catalogue.SOURCES`. split: of a data set, by default the one that the labs read.
+
+    Raises:
+        Missing: it cannot be had now; the sentence says why and what to do.
+        DiskFull: foreseen from the sizes that the hub lists, or when it happens. The cache stays usable.
+    """
+    source = SOURCES[name]
+    split = split or next(iter(source.splits))
+    if folder := cache.local(name, split):
+        return folder
+    if why := _unreachable():
+        raise Missing(f"{name} is not complete on this machine and cannot be fetched now ({why}): {_remedy(name)}.")
+    mark = cache.mark(source, split)
+    try:
+        files = _listing(source, split)
+        _make_room(name, source, [file for file in files if not _there(source, file)])
+        resumed = mark.exists()
+        checked = mark.read_text().splitlines() if resumed else []
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        with mark.open("a") as done:
+            _remove_leftovers(source)
+            for file in files:
+                if not _there(source, file) or (resumed and file.path not in checked):
+                    _download(source, file)
+                done.write(f"{file.path}\n")
+                done.flush()
+    except Exception as problem:  # the errors of the hub's client share no base
+        raise _explained(name, source, problem) from problem
+    mark.unlink(missing_ok=True)
+    return cache.snapshot(source)
+
+
+# ---- the transfer -----------------------------------------------------------------------------------------------
+
+
+def _there(source: Source, file) -> bool:
+    return (cache.snapshot(source) / file.path).exists()
+
+
+def _unreachable() -> str:
+    """Why the hub cannot be asked, or nothing. One short question: its own client retries for most of a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        return ""  # an answer, though not a friendly one
+    except OSError as error:
+        return f"{constants.ENDPOINT} does not answer: {getattr(error, 'reason', error)}"
+    return ""
+
+
+def _listing(source: Source, split: str) -> list:
+    """The files to fetch, as the hub lists them at the pinned revision: path, size, hash."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    tree = HfApi().list_repo_tree(source.repo, recursive=True, revision=source.revision, repo_type=source.kind)
+    listed, patterns = [entry for entry in tree if isinstance(entry, RepoFile)], source.splits[split]
+    files = [file for file in listed if any(fnmatch.fnmatch(file.path, pattern) for pattern in patterns)]
+    if source.kind == "model" and not any(file.path.endswith(".safetensors") for file in files):
+        raise Missing(
+            f"{source.repo} has no weights as safetensors, and a pickle is never loaded: choose another model."
+        )
+    if source.kind == "dataset" and (gone := {*patterns} - {file.path for file in files}):
+        raise Missing(
+            f"{source.repo} does not list {min(gone)} at the pinned revision: update the course (`make update`)."
+        )
+    return files
+
+
+def _download(source: Source, file) -> None:
+    """Put one file into the cache with the content that the hub's listing says."""
+    from huggingface_hub import hf_hub_download
+
+    where = {"repo_id": source.repo, "repo_type": source.kind, "revision": source.revision}
+    for _ in range(2):
+        path = Path(_patiently(lambda: hf_hub_download(filename=file.path, **where)))
+        if _hash(path, file) == (file.lfs.sha256 if file.lfs else file.blob_id):
+            return
+        blob = path.resolve()  # the file in the snapshot is a link to it
+        path.unlink()
+        blob.unlink(missing_ok=True)
+    raise Missing(
+        f"{file.path} of {source.repo} arrived twice with another content than the hub lists and was deleted: try "
+        "again later, or from another network."
+    )
+
+
+def _hash(path: Path, file) -> str:
+    """SHA-256 of a large file, git's own hash of a small one: the two that the hub lists."""
+    if file.lfs:
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _patiently(call: Callable):
+    """The result of `call`, tried again after what tends to pass: a cut connection, a server that stumbles.
+
+    The client itself waits where the hub asks it to (429), and says so.
+    """
+    for tries in range(1, TRIES + 1):
+        try:
+            return call()
+        except Exception as problem:
+            if tries == TRIES or not any(_passes(cause) for cause in _causes(problem)):
+                raise
+            time.sleep(tries)
+
+
+def _passes(problem: BaseException) -> bool:
+    response = getattr(problem, "response", None)
+    if response is not None:
+        return response.status_code >= 500
+    return type(problem).__module__.startswith("httpx") or "Consistency check failed" in str(problem)
+
+
+def _causes(problem: BaseException) -> list[BaseException]:
+    """An error and what it was raised from: the client wraps what happened."""
+    causes = [problem]
+    while causes[-1].__cause__:
+        causes.append(causes[-1].__cause__)
+    return causes
+
+
+def _remove_leftovers(source: Source) -> None:
+    """Delete what killed downloads left behind. A file that somebody is downloading now is locked, and stays."""
+    from filelock import FileLock, Timeout
+
+    for leftover in (cache.storage(source) / "blobs").glob("*.incomplete"):
+        lock = cache.locks(source) / f"{leftover.name.split('.')[0]}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(lock, timeout=0):
+                leftover.unlink(missing_ok=True)
+        except Timeout:
+            continue
+
+
+# ---- what can go wrong, in one sentence -------------------------------------------------------------------------
+
+
+def _make_room(name: str, source: Source, missing: list) -> None:
+    """Say how large a large download is, and refuse one that does not fit on the disk."""
+    need, free = sum(file.size for file in missing), disk_free(cache.storage(source))
+    if need > free:
+        raise DiskFull(too_small(name, source, f"it needs {human(need)} more and {human(free)} are free"))
+    if need > TOLD_FROM:
+        print(f"{name}: downloading {human(need)} in {len(missing)} files, {human(free)} of disk are free", flush=True)
+
+
+def disk_free(folder: Path) -> int:
+    """Free bytes on the disk that holds `folder`, or will."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def too_small(name: str, source: Source, why: str) -> str:
+    return (
+        f"The disk of {cache.storage(source).parent} is too small for {name} ({why}): make room (`make cache` shows "
+        "what the course keeps there), or set HF_HOME to a folder on a larger disk."
+    )
+
+
+def _remedy(name: str) -> str:
+    fetching = (
+        f"where there is a network, `make fetch NAME={name}` fetches {human(download_bytes(name))} into the cache"
+    )
+    return f'{fetching}, and WEIGHTS = "random" needs no download' if SOURCES[name].kind == "model" else fetching
+
+
+def download_bytes(name: str) -> int:
+    """Bytes of a download: a data set's first split as the hub lists it, a model's weights in their published type."""
+    source = SOURCES[name]
+    if source.kind == "dataset":
+        return source.size
+    from shared.sizes import published_config, size
+
+    return size(name, published_config(name).dtype).weight_bytes
+
+
+def _explained(name: str, source: Source, problem: Exception) -> Exception:
+    """The course's own error for what the hub's client raised."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(problem, (Missing, DiskFull)):
+        return problem
+    page = f"{constants.ENDPOINT}/{'' if source.kind == 'model' else 'datasets/'}{source.repo}"
+    causes = _causes(problem)
+    if any(getattr(cause, "errno", None) == errno.ENOSPC for cause in causes):
+        return DiskFull(too_small(name, source, "it is full"))
+    status = next((c.response.status_code for c in causes if getattr(c, "response", None) is not None), None)
+    if isinstance(problem, errors.GatedRepoError) or status == 403:
+        why = f"{page} is gated: accept its terms there, then log in with `hf auth login`"
+    elif isinstance(problem, errors.RepositoryNotFoundError) or status in (401, 404):
+        why = f"{page} does not give the pinned revision {source.revision[:7]} to you: look whether it needs a login"
+    elif status == 429:
+        why = f"{constants.ENDPOINT} had too many requests from here and asks to wait: try later"
+    elif status:
+        why = f"{page} answers with error {status}: try later"
+    else:
+        why = f"the connection to {page} broke ({type(causes[-1]).__name__}): try again, finished files are kept"
+    return Missing(f"{name} could not be fetched: {why}.")

@@ -1,0 +1,604 @@
+"""Real clients against a hub on localhost: what is fetched, what survives a fault, what never runs, what is deleted."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from local_hub import LocalHub
+from small_models import write
+
+from shared import notebooks
+from shared.catalogue import DATASETS, MODELS, SOURCES
+
+TOKENIZER = notebooks.ROOT / "data" / "tiny" / "tokenizer"
+KINDS = {
+    "mamba": "mamba",
+    "pythia": "transformer",
+    "olmoe": "olmoe",
+    "deepseek": "deepseek-moe",
+    "jamba": "jamba",
+    "mixtral": "mixtral",
+}
+ALPACA, PG19 = DATASETS["alpaca"], DATASETS["pg19"]
+TRAP = "open({trap!r}, 'w').close()\n"
+
+
+def parquet(**columns) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+def wikitext_files() -> dict[str, bytes]:
+    """The two configurations, with several shards, the same test articles, and empty rows between as published."""
+    rows = {"test": ["", " = Title = \n", "", " A line . \n"], "validation": [" Other . \n"], "train": [" Much . \n"]}
+    files = {}
+    for name in ("wikitext-2", "wikitext-103"):
+        for split, names in DATASETS[name].splits.items():
+            for part, file in enumerate(names):
+                files[file] = parquet(text=rows[split] if split == "test" else [f" {name} {part} \n", *rows[split]])
+    return files
+
+
+def alpaca_file(examples: int = 1200) -> bytes:
+    made = {key: [f"{key} {i}" for i in range(examples)] for key in ("instruction", "input", "output", "text")}
+    made["input"][0] = ""
+    return parquet(**made)
+
+
+def pg19_file(books: int = 12) -> bytes:
+    text = [f"Book {i}. " + "A long sentence. " * 400 for i in range(books)]
+    titles = [f"Title {i}" for i in range(books)]
+    return parquet(short_book_title=titles, publication_date=[1900] * books, url=["u"] * books, text=text)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory) -> dict:
+    """Every repository of the course in its real layout, small: {(kind, repo): (revision, {path: content})}."""
+    folder, repos = tmp_path_factory.mktemp("repos"), {}
+    trap = str(tmp_path_factory.getbasetemp() / "executed")
+    for name, source in MODELS.items():
+        kind = next(kind for start, kind in KINDS.items() if name.startswith(start))
+        at = folder / name
+        # Mamba's files are float32, whatever the course loads; several shards where the published ones are several.
+        write(at, kind, **({"max_shard_size": "20KB"} if name in ("mamba-2.8b", "deepseek-moe-16b") else {}))
+        shutil.copytree(TOKENIZER, at, dirs_exist_ok=True)
+        config = json.loads((at / "config.json").read_text()) | {"dtype": "float32"}
+        if kind == "deepseek-moe":
+            config["auto_map"] = {"AutoModelForCausalLM": "modeling_deepseek.DeepseekForCausalLM"}
+            (at / "modeling_deepseek.py").write_text(TRAP.format(trap=trap))
+        (at / "config.json").write_text(json.dumps(config))
+        (at / "pytorch_model.bin").write_bytes(b"the same weights as a pickle" * 10)
+        (at / "README.md").write_text("# A model card")
+        files = {file.relative_to(at).as_posix(): file.read_bytes() for file in at.rglob("*") if file.is_file()}
+        repos["model", source.repo] = (source.revision, files)
+    repos["dataset", "Salesforce/wikitext"] = (DATASETS["wikitext-2"].revision, wikitext_files() | {"README.md": b"#"})
+    repos["dataset", PG19.repo] = (PG19.revision, {PG19.patterns[0]: pg19_file(), "README.md": b"#"})
+    repos["dataset", ALPACA.repo] = (ALPACA.revision, {ALPACA.patterns[0]: alpaca_file(), "README.md": b"#"})
+    return repos
+
+
+@pytest.fixture
+def hub(published):
+    """A hub with all of them, new for each test."""
+    server = LocalHub()
+    server.repos.update({key: (revision, dict(files)) for key, (revision, files) in published.items()})
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+class Client:
+    """A machine with caches of its own: `python(code)` runs the real clients there and returns what it printed."""
+
+    def __init__(self, hub, home):
+        self.home = home
+        keep = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+        self.environment = {**keep, "HF_ENDPOINT": hub.address, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+    def start(self, *command, **options) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=self.environment, cwd=notebooks.ROOT, **pipes | options)
+
+    def python(self, code: str, prefix=(), **environment) -> list[str]:
+        done = subprocess.run(
+            [*prefix, sys.executable, "-c", code],
+            env=self.environment | environment,
+            cwd=notebooks.ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.splitlines()
+
+    def make(self, *arguments) -> subprocess.CompletedProcess:
+        command = ["make", "--no-print-directory", *arguments]
+        return subprocess.run(command, env=self.environment, cwd=notebooks.ROOT, capture_output=True, text=True)
+
+    def leftovers(self) -> list[str]:
+        return [str(path) for pattern in ("*.incomplete", ".fetching-*") for path in self.home.rglob(pattern)]
+
+
+@pytest.fixture
+def client(hub, tmp_path):
+    return Client(hub, tmp_path / "home")
+
+
+# Prints the class and the sentence of the course's own error, or what the expression gives.
+TRY = """
+from shared import data, hub
+from shared.errors import CourseError
+try:
+    print("gave", {0})
+except CourseError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def attempt(client, expression: str = "hub.fetch('alpaca').name", **options) -> str:
+    lines = client.python(TRY.format(expression), **options)
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def one_sentence(said: str) -> bool:
+    """A class, then one sentence that ends with a full stop: no frames, no second sentence."""
+    return bool(re.fullmatch(r"\w+ (?!.*[.] [A-Z])[^\n]+[^. ]\.", said))
+
+
+# ------------------------------------------------------------------------------------------------------------ data sets
+
+READ = """
+from shared import data
+print(repr(data.wikitext("2")), repr(data.wikitext("103")))
+print(len(data.pg19()), data.pg19(3)[2][:8], len(data.pg19(1)[0]))
+print(len(data.alpaca()), data.alpaca(2)[1]["output"], data.alpaca(1).column_names)
+print(repr(data.format_instruction(data.alpaca(1)[0])))
+"""
+READ_GIVES = [
+    "' = Title = \\n A line . \\n' ' = Title = \\n A line . \\n'",
+    "10 Book 2.  6808",
+    "1000 output 1 ['instruction', 'input', 'output', 'text']",
+    "'### Instruction:\\ninstruction 0\\n\\n### Response:\\noutput 0'",
+]
+
+
+def test_data_sets_come_from_the_hub_then_from_the_cache_and_only_what_is_needed(hub, client):
+    assert client.python(READ) == READ_GIVES
+    fetched = hub.got()
+    assert sorted(fetched) == sorted(
+        # Both versions of WikiText have the same test file here: one blob, fetched once.
+        [DATASETS["wikitext-2"].splits["test"][0], PG19.patterns[0], ALPACA.patterns[0]]
+    )
+    asked = len(hub.asked)
+    assert client.python(READ, HF_HUB_OFFLINE="1") == READ_GIVES
+    assert client.python(READ, HF_ENDPOINT="http://127.0.0.1:9") == READ_GIVES  # nothing listens there
+    assert client.python(READ) == READ_GIVES
+    assert [path for _, path, _ in hub.asked[asked:] if "agent" not in path] == []
+
+
+def test_another_split_is_fetched_alone_and_its_shards_are_joined(hub, client):
+    assert attempt(client, "repr(data.wikitext('103', 'train'))") == (
+        "gave ' wikitext-103 0 \\n Much . \\n wikitext-103 1 \\n Much . \\n'"
+    )
+    assert hub.got() == list(DATASETS["wikitext-103"].splits["train"])
+
+
+@pytest.mark.parametrize(
+    ("expression", "says"),
+    [
+        ("data.wikitext('3')", "not '3' and 'test'."),
+        ("data.wikitext('2', 'dev')", "not '2' and 'dev'."),
+        ("data.pg19(13)", "There are 12 books, and 13 were asked for: choose from 1 to 12."),
+        ("data.alpaca(0)", "There are 1,200 examples, and 0 were asked for"),
+    ],
+)
+def test_what_a_data_set_does_not_have_is_said_in_one_sentence(client, expression, says):
+    said = attempt(client, expression)
+    assert one_sentence(said) and said.startswith("BadInput") and says in said
+
+
+@pytest.mark.parametrize("offline", ["HF_HUB_OFFLINE", "nothing listens"])
+def test_without_network_and_cache_the_sentence_says_how_to_get_it(client, offline):
+    environment = {"HF_HUB_OFFLINE": "1"} if offline == "HF_HUB_OFFLINE" else {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    start = time.perf_counter()
+    said = attempt(client, "data.alpaca()", **environment)
+    assert time.perf_counter() - start < 15
+    assert one_sentence(said) and said.startswith("Missing alpaca is not complete") and "24.2 MB" in said
+    assert "`make fetch NAME=alpaca`" in said and ("HF_HUB_OFFLINE is set" in said) == (offline == "HF_HUB_OFFLINE")
+
+
+# --------------------------------------------------------------------------------------------------------------- models
+
+LOAD = """
+import torch
+from shared import memory, models
+from shared.catalogue import MODELS
+memory.available = lambda device=None: 10**12  # small checkpoints under the names of large models
+for name in MODELS:
+    model, tokenizer = models.load(name, device="cpu")
+    ids = torch.tensor([tokenizer("Once upon a time")["input_ids"]])
+    out = model.generate(ids, max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0)
+    kinds = {str(parameter.dtype) for parameter in model.parameters()}
+    print(name, model.config.model_type, *kinds, out.shape[1] - ids.shape[1])
+"""
+
+
+def test_every_model_loads_and_generates_online_then_offline_then_with_the_hub_gone(hub, client, tmp_path_factory):
+    said = client.python(LOAD)
+    assert [line.split()[0] for line in said] == list(MODELS)
+    odd = [line for line in said if not line.endswith(" torch.bfloat16 2")]  # whatever the config says
+    assert not odd
+    fetched = hub.got()
+    assert len(fetched) == len(set((path for _, path, _ in hub.asked if "/resolve/" in path)))  # each file once
+    assert not [name for name in fetched if name.endswith((".bin", ".py", ".md"))]
+    assert sum(name.startswith("model-000") for name in fetched) > 4  # several shards were among them
+    assert not (tmp_path_factory.getbasetemp() / "executed").exists()
+    asked = len(hub.asked)
+    assert client.python(LOAD, HF_HUB_OFFLINE="1") == said
+    assert client.python(LOAD, HF_ENDPOINT="http://127.0.0.1:9") == said
+    assert len(hub.asked) == asked
+    assert client.leftovers() == []
+
+
+def test_a_repository_with_pickled_weights_only_is_refused_and_none_of_it_is_fetched(hub, client):
+    revision, files = hub.repos["model", MODELS["pythia-160m"].repo]
+    hub.repos["model", MODELS["pythia-160m"].repo] = (
+        revision,
+        {name: body for name, body in files.items() if not name.endswith(".safetensors")},
+    )
+    said = attempt(client, "hub.fetch('pythia-160m')")
+    assert one_sentence(said) and said.startswith("Missing EleutherAI/pythia-160m has no weights as safetensors")
+    assert hub.got() == []
+
+
+def test_a_missing_shard_is_fetched_again_and_a_damaged_one_is_named(hub, client):
+    attempt(client, "hub.fetch('mamba-2.8b').name")
+    shard = sorted(client.home.rglob("model-00002-of-*.safetensors"))[0]
+    shard.unlink()
+    attempt(client, "hub.fetch('mamba-2.8b').name")
+    assert shard.exists() and hub.sent(shard.name) == shard.stat().st_size  # its content was still in the cache
+    blob = shard.resolve()
+    blob.write_bytes(blob.read_bytes()[:-100])
+    code = "__import__('shared.models').models.load('mamba-2.8b', device='cpu')"
+    said = attempt(client, code)
+    assert one_sentence(said) and said.startswith("DamagedCheckpoint") and shard.name in said
+    assert "delete" in said and "load again" in said
+
+
+# --------------------------------------------------------------------------------------------------------------- faults
+
+NAME = ALPACA.patterns[0].rsplit("/", 1)[-1]
+IMPATIENT = "import time; time.sleep = lambda seconds: None\n"  # the client waits half a minute for a hub that is down
+RIGHT = f"gave {ALPACA.revision}"
+
+
+@pytest.mark.parametrize(
+    ("faults", "tries"),
+    [
+        ({("GET", NAME): [("cut", 5000)]}, 2),
+        ({("GET", NAME): [("cut", 5000), ("cut", 3000)]}, 3),
+        ({("GET", NAME): [500, 500]}, 3),
+        ({("HEAD", NAME): [500, 500]}, 1),
+        ({("GET", "tree"): [500, 503]}, 1),
+        ({("GET", NAME): [(429, {"Retry-After": "1"})]}, 2),
+        ({("GET", "tree"): [(429, {"Retry-After": "1"})]}, 1),
+        ({("GET", NAME): [("content", b"x" * len(alpaca_file()))]}, 2),
+    ],
+    ids=["cut", "cut twice", "500", "500 HEAD", "500 tree", "429", "429 tree", "wrong content"],
+)
+def test_what_tends_to_pass_ends_in_the_right_data(hub, client, faults, tries):
+    hub.faults.update(faults)
+    assert attempt(client) == RIGHT
+    assert [method for method, path, _ in hub.asked if path.endswith(NAME) and method == "GET"] == ["GET"] * tries
+    assert not any(hub.faults.values()) and client.leftovers() == []
+    assert client.python("from shared import data; print(len(data.alpaca()))", HF_HUB_OFFLINE="1") == ["1000"]
+    if "cut" in str(faults):  # went on where it was cut: no byte was sent twice
+        assert hub.sent(NAME) == len(alpaca_file())
+
+
+def drop_repository(hub):
+    del hub.repos["dataset", ALPACA.repo]
+
+
+def move_on(hub):
+    hub.repos["dataset", ALPACA.repo] = ("f" * 40, hub.repos["dataset", ALPACA.repo][1])
+
+
+def drop_file(hub):
+    hub.repos["dataset", ALPACA.repo][1].pop(ALPACA.patterns[0])
+
+
+def faults(**given):
+    return lambda hub: hub.faults.update(
+        {("GET", {"file": NAME}.get(name, name)): list(f) for name, f in given.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (faults(tree=[404] * 9), "does not give the pinned revision dce01c9 to you"),
+        (drop_repository, "does not give the pinned revision dce01c9 to you"),
+        (move_on, "does not give the pinned revision dce01c9 to you"),
+        (drop_file, f"does not list {ALPACA.patterns[0]} at the pinned revision: update the course (`make update`)"),
+        (faults(tree=[(401, {"X-Error-Code": "GatedRepo"})]), "is gated: accept its terms there, then log in with `hf"),
+        (faults(file=[(403, {"X-Error-Code": "GatedRepo"})] * 9), "is gated: accept its terms there, then log in"),
+        (faults(tree=[(429, {"Retry-After": "1"})] * 99), "had too many requests from here and asks to wait"),
+        (faults(file=[("content", b"x" * len(alpaca_file()))] * 2), f"{NAME} of tatsu-lab/alpaca arrived twice with"),
+        (faults(file=[("content", b"short")] * 9), "the connection to"),
+        (faults(tree=[502] * 99), "answers with error 502: try later"),
+    ],
+    ids=["404", "no repo", "revision", "no file", "gated", "gated file", "429", "wrong content", "short", "502"],
+)
+def test_what_does_not_pass_is_one_sentence_and_the_cache_is_usable_afterwards(hub, client, break_it, says):
+    whole = dict(hub.repos)
+    kept = hub.repos["dataset", ALPACA.repo][0], dict(hub.repos["dataset", ALPACA.repo][1])
+    break_it(hub)
+    (said,) = client.python(IMPATIENT + TRY.format("hub.fetch('alpaca').name"))
+    assert one_sentence(said) and said.startswith("Missing ") and says in said, said
+    assert "alpaca" in said
+    hub.repos.update(whole | {("dataset", ALPACA.repo): kept})
+    hub.faults.clear()
+    assert attempt(client) == RIGHT and client.leftovers() == []
+
+
+def small_disk(folder, size: str) -> tuple[str, ...]:
+    """Start of a command that has a disk of `size` at `folder`, if this machine lets us mount one."""
+    folder.mkdir(exist_ok=True)
+    script = f'mount -t tmpfs -o size={size} none "{folder}" && exec "$@"'
+    command = ("unshare", "-rm", "sh", "-c", script, "sh")
+    if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let a test mount a small disk")
+    return command
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_download(hub, client):
+    said = attempt(client, prefix=small_disk(client.home, "20k"))
+    assert one_sentence(said) and said.startswith("DiskFull The disk of ") and "free): make room (`make cache`" in said
+    assert hub.got() == []
+
+
+def test_a_disk_that_fills_up_during_the_download_is_one_sentence_and_leaves_nothing_behind(hub, client):
+    hub.repos["dataset", ALPACA.repo][1][ALPACA.patterns[0]] += b" " * 300_000
+    code = "hub.disk_free = lambda folder: 10**12\n" + "print(hub.fetch('alpaca'))"
+    code = f"""
+from pathlib import Path
+from shared import hub
+from shared.errors import DiskFull
+hub.disk_free = lambda folder: 10**12  # somebody else fills the disk after we looked
+try:
+    hub.fetch("alpaca")
+except DiskFull as error:
+    print("DiskFull", error)
+print([path.name for path in Path({str(client.home)!r}).rglob("*.incomplete")])
+"""
+    said, left = client.python(code, prefix=small_disk(client.home, "200k"))
+    assert one_sentence(said) and "(it is full): make room" in said and left == "[]"
+    assert attempt(client) == RIGHT
+
+
+def test_two_processes_that_want_the_same_file_fetch_it_once(hub, client):
+    hub.pause = 0.02
+    hub.repos["dataset", ALPACA.repo][1][ALPACA.patterns[0]] += os.urandom(2_000_000)
+    both = [client.start(sys.executable, "-c", TRY.format("hub.fetch('alpaca').name")) for _ in range(2)]
+    said = [process.communicate()[0].strip() for process in both]
+    assert said == [RIGHT, RIGHT]
+    assert hub.sent(NAME) == len(hub.repos["dataset", ALPACA.repo][1][ALPACA.patterns[0]])
+    assert client.leftovers() == []
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_make_fetch_killed_at_any_moment_goes_on_with_the_interrupted_file_alone(hub, client, seed):
+    repo = MODELS["mamba-2.8b"].repo
+    files = hub.repos["model", repo][1]
+    for number in range(4):
+        files[f"model-extra-{number}.safetensors"] = os.urandom(500_000)
+    hub.pause, kills = 0.02, 0
+    for _ in range(3):  # the moments differ from seed to seed and from try to try
+        fetching = client.start(
+            sys.executable, "scripts/hub.py", "fetch", "--name", "mamba-2.8b", start_new_session=True
+        )
+        before = len(hub.asked)
+        while not any("resolve" in path for _, path, _ in hub.asked[before:]) and fetching.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.1 + 0.2 * seed)
+        if fetching.poll() is None:
+            kills += 1
+        fetching.send_signal(signal.SIGKILL)
+        fetching.wait()
+    assert kills, "it was over before the first kill: nothing was tested"
+    hub.pause = 0
+    done = client.make("fetch", "NAME=mamba-2.8b")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert client.leftovers() == []
+    wanted = [name for name in files if name.endswith(("json", ".safetensors")) or name.startswith("tokenizer")]
+    for name in wanted:
+        there = client.home.rglob(name)
+        assert next(there).read_bytes() == files[name], name
+    again = [name for name in wanted if hub.sent(f"/{name}") > len(files[name])]
+    assert len(again) <= kills, again
+
+
+# ---------------------------------------------------------------------------------------------- what is here, and away
+
+
+def tree(folder) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(".lock")
+    }
+
+
+@pytest.fixture
+def filled(hub, client):
+    """A cache with three repositories, of which two share the hash of a file, and things that others put there."""
+    shared = hub.repos["dataset", PG19.repo][1][PG19.patterns[0]] = alpaca_file()
+    assert hub.repos["dataset", ALPACA.repo][1][ALPACA.patterns[0]] == shared
+    client.python('from shared import data\ndata.wikitext("2"), data.wikitext("103"), data.alpaca(), data.pg19(1)')
+    other = client.home / "hub" / "datasets--Salesforce--wikitext" / "snapshots" / ("e" * 40) / "wikitext-2-raw-v1"
+    other.mkdir(parents=True)
+    blob = next((client.home / "hub" / "datasets--Salesforce--wikitext" / "blobs").iterdir())
+    (other / "test-00000-of-00001.parquet").symlink_to(os.path.relpath(blob, other))
+    (client.home / "datasets" / "somebody___else").mkdir()
+    (client.home / "datasets" / "somebody___else" / "x.arrow").write_bytes(b"x")
+    return client
+
+
+def clear(client, name: str) -> int:
+    code = f"from shared import data; print('freed', data.clear_cache({name!r}, dry_run=False))"
+    return int(client.python(code)[-1].split()[1])
+
+
+def test_clearing_removes_download_and_arrow_copy_of_one_name_and_touches_nothing_else(filled):
+    before = tree(filled.home)
+    assert sum("alpaca" in path for path in before) >= 3  # the snapshot's link, its blob, the Arrow copy
+    freed = clear(filled, "alpaca")
+    after = tree(filled.home)
+    assert {path for path in before if "alpaca" not in path} == set(after)
+    assert all(after[path] == before[path] for path in after)
+    assert freed > len(alpaca_file())
+    assert attempt(filled, "data.alpaca(1)", HF_HUB_OFFLINE="1").startswith("Missing alpaca is not complete")
+    assert filled.python("from shared import data; print(len(data.pg19(1)))", HF_HUB_OFFLINE="1") == ["1"]
+
+
+def test_clearing_keeps_content_that_another_data_set_or_revision_still_uses(filled):
+    before = tree(filled.home)
+    clear(filled, "wikitext-2")
+    gone = set(before) - set(tree(filled.home))
+    assert gone and all("wikitext-2-raw-v1" in path and "e" * 40 not in path for path in gone)
+    assert attempt(filled, "len(data.wikitext('103'))", HF_HUB_OFFLINE="1").startswith("gave ")
+    clear(filled, "wikitext-103")
+    left = [path for path in tree(filled.home) if "wikitext" in path.lower()]
+    assert [path for path in left if "e" * 40 in path] and not [path for path in left if "103" in path]
+
+
+def test_a_dry_run_says_the_same_and_deletes_nothing(filled):
+    before = tree(filled.home)
+    code = "from shared import data; print('freed', data.clear_cache('alpaca'))"
+    said = filled.python(code)
+    assert all(line.startswith("would delete ") for line in said[:-1]) and tree(filled.home) == before
+    assert clear(filled, "alpaca") == int(said[-1].split()[1])
+
+
+def test_a_path_outside_the_source_is_found_before_anything_is_deleted(filled):
+    before = tree(filled.home)
+    code = """
+from pathlib import Path
+from shared import cache
+plan, elsewhere = cache._plan, Path(cache.arrow(cache.SOURCES["pg19"]))
+cache._plan = lambda name: (plan(name)[0], [elsewhere])
+try:
+    cache.clear_cache("alpaca", dry_run=False)
+except AssertionError as error:
+    print(error)
+"""
+    assert "is not of alpaca" in filled.python(code)[-1] and tree(filled.home) == before
+
+
+def test_an_unknown_name_is_not_cleared(client):
+    said = attempt(client, "data.clear_cache('wikitext', dry_run=False)")
+    assert one_sentence(said) and said.startswith("BadInput There is no 'wikitext' to clear") and "pg19" in said
+
+
+def test_make_cache_shows_what_is_there_and_clears_one(filled):
+    shown = filled.make("cache").stdout
+    assert re.search(r"alpaca +[\d.]+ kB +[\d.]+ kB +yes +2\.4\.6", shown), shown
+    assert "wikitext-103" in shown and "in all" in shown and "mamba" not in shown
+    cleared = filled.make("cache", "CLEAR=pg19")
+    assert cleared.returncode == 0 and "freed" in cleared.stdout and "pg19" not in filled.make("cache").stdout
+    wrong = filled.make("cache", "CLEAR=nothing")
+    assert wrong.returncode != 0 and "There is no 'nothing' to clear" in wrong.stderr
+
+
+def test_cached_is_a_table_with_sizes_labs_and_whether_it_is_whole(filled):
+    printed = filled.python("from shared import data; print(data.cached().to_csv())")
+    table = pd.read_csv(io.StringIO("\n".join(printed)), index_col="name")
+    assert list(table.index) == ["wikitext-2", "wikitext-103", "pg19", "alpaca"] and table.complete.all()
+    assert table.download_bytes["alpaca"] == len(alpaca_file()) and (table.arrow_bytes > 0).all()
+    assert "2.4.1" in table.labs["pg19"]
+
+
+# ----------------------------------------------------------------------------------------------- ahead of class
+
+
+def test_make_fetch_gets_what_a_lab_needs_and_everything_works_offline_afterwards(hub, client):
+    done = client.make("fetch", "LAB=2.4.6", "SCALE=full")
+    assert done.returncode == 0, done.stderr
+    names = [line.split(":")[0] for line in done.stdout.splitlines()]
+    assert names == [name for name, source in SOURCES.items() if "2.4.6" in source.labs] and "alpaca" in names
+    offline = {"HF_HUB_OFFLINE": "1"}
+    assert client.python("from shared import data; print(len(data.alpaca()))", **offline) == ["1000"]
+    load = "from shared import models; print(models.load('mamba-1.4b', device='cpu')[0].config.model_type)"
+    assert client.python(load, **offline) == ["mamba"]
+    asked = len(hub.asked)
+    assert client.make("fetch", "LAB=2.4.6", "SCALE=full").returncode == 0 and len(hub.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "code"),
+    [
+        (["LAB=2.4.5"], "Scale tiny needs no download", 0),
+        (["LAB=9.9", "SCALE=full"], "No lab '9.9' needs a download", 1),
+        (["NAME=mamba"], "There is no 'mamba' to fetch: the course has mamba-130m", 1),
+        (["SCALE=big"], "SCALE=big is unknown", 1),
+    ],
+)
+def test_make_fetch_answers_a_slip_in_one_sentence(client, arguments, says, code):
+    done = client.make("fetch", *arguments)
+    assert says in done.stdout + done.stderr and bool(done.returncode) == bool(code)
+    assert "Traceback" not in done.stderr
+
+
+def test_the_room_for_all_of_a_lab_is_looked_for_before_the_first_byte(hub, client):
+    code = """
+import sys
+sys.path.insert(0, "scripts")
+import hub as command
+command.hub.disk_free = lambda folder: 3 * 10**9  # more than the data set, less than the models
+print(command.main(["fetch", "--lab", "2.4.6"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=client.environment, cwd=notebooks.ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "1" and re.search(r"too small for mamba-1.4b, .*and 3 GB are free", done.stderr)
+    assert not [path for _, path, _ in hub.asked if "/api/" in path or "/resolve/" in path]
+
+
+def test_a_large_download_is_announced_with_its_size(hub, client):
+    code = "from shared import hub\nhub.TOLD_FROM = 10_000\nhub.fetch('alpaca')"
+    (said,) = client.python(code)
+    assert re.fullmatch(r"alpaca: downloading [\d.]+ kB in 1 files, [\d.]+ [GT]B of disk are free", said), said
+
+
+# -------------------------------------------------------------------------------------------------------- the catalogue
+
+
+def test_every_source_is_pinned_to_a_commit_and_no_pattern_fetches_code_or_a_pickle():
+    for name, source in SOURCES.items():
+        assert re.fullmatch(r"[0-9a-f]{40}", source.revision), name
+        assert re.fullmatch(r"[^/]+/[^/]+", source.repo) and source.licence
+        assert all(pattern.endswith((".json", ".safetensors", ".parquet", "tokenizer*")) for pattern in source.patterns)
+    # The clients' offline test wants a commit of its own for every repository.
+    assert len({source.revision for source in SOURCES.values()}) == len({source.repo for source in SOURCES.values()})
+
+
+def test_importing_the_data_module_is_instant_and_brings_neither_torch_nor_transformers():
+    code = "import sys, time; t = time.perf_counter(); import shared.data; print(time.perf_counter() - t, *sys.modules)"
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() for _ in range(5)
+    ]
+    assert not {"torch", "transformers", "datasets", "pandas", "huggingface_hub"} & set(runs[0])
+    assert min(float(run[0]) for run in runs) < 0.05
