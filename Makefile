@@ -22,7 +22,7 @@ IPYTHONDIR = $(CURDIR)/.venv/ipython
 MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
-.PHONY: help setup setup-test lab run solutions fetch cache test tiny update clean
+.PHONY: help setup setup-test lab run solutions fetch cache tables test tiny update clean
 
 help:
 	@echo "Commands:"
@@ -57,6 +57,9 @@ test: setup-test ## everything that CI runs: style, then all tests
 
 tiny: setup ## rebuild the tiny text, tokenizer and models in data/tiny
 	@$(VENV_PYTHON) data/tiny/build.py
+
+tables: setup ## write the computed tables of data/README.md
+	@$(VENV_PYTHON) scripts/tables.py
 
 update: ## get the newest labs; a lab that you changed is kept beside the new one
 	@sh scripts/update.sh

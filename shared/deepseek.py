@@ -69,7 +69,7 @@ class DeepseekForCausalLM(DeepseekOcr2TextPreTrainedModel, GenerationMixin):
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        # The library looks for a decorator in the file of the class: here that would be this one. Without it the experts
+        # The library looks for a decorator in the file of the class, which is not that of the experts. Without it they
         # run one by one, 64 of them a layer.
         return True
 

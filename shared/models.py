@@ -64,17 +64,20 @@ class Fit:
         return self.reason
 
 
-def fits(name: str, context: int = 0, device=None, dtype: torch.dtype = torch.bfloat16, weights="trained") -> Fit:
+def fits(
+    name: str, context: int = 0, device=None, dtype: torch.dtype = torch.bfloat16, weights="trained", bits: int = 16
+) -> Fit:
     """Whether the weights and the cache of one sequence of `context` tokens fit into what is free on `device`.
 
     Activations are not in it. On unified memory trained weights count twice: they pass through the page cache, and
     running out there hangs the machine instead of raising.
     """
-    parts, device = size(name, dtype), memory.pick_device(device)
+    parts, device = size(name, dtype, bits), memory.pick_device(device)
     copies = 2 if weights == "trained" and name not in TINY and memory.is_unified(device) else 1
     cache = context * parts.kv_bytes_per_token + parts.state_bytes if context else 0
     needed, free = copies * parts.weight_bytes + cache, memory.available(device)
-    what = f"{name} with {context:,} tokens of context" if context else name
+    added = ["8-bit experts"] * (bits == 8) + [f"{context:,} tokens of context"] * (context > 0)
+    what = f"{name} with {' and '.join(added)}" if added else name
     twice = " (twice its weights while they load)" if copies == 2 else ""
     verb = "fits" if needed <= free else "does not fit"
     reason = f"{what} {verb}: it needs {human(needed)}{twice} on {device} and {human(free)} are available"
@@ -112,7 +115,7 @@ def _path(model_type: str) -> str:
 # ----------------------------------------------------------------------------------------------------------- loading
 
 
-def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained", device=None):
+def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained", device=None, bits: int = 16):
     """Load a model, in evaluation mode, after a check that it fits.
 
     Args:
@@ -121,6 +124,8 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained
         weights: "trained"; or "random": the real shapes without a download, right for speed and memory, meaningless
             for text.
         device: default the GPU if there is one, else the CPU.
+        bits: 8 keeps the routed experts, which are most of a mixture's weights, as int8 with a scale a row. They are
+            then run one by one: half the memory, not more speed. Only for trained weights, and torchao has to be there.
 
     Returns:
         (model, tokenizer). With random weights the tokenizer is None where the cache has none.
@@ -136,8 +141,9 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained
             f"{name} would run mamba-ssm's CUDA kernel on {device} and crash: load it on the GPU, or set "
             'sys.modules["mamba_ssm"] and sys.modules["causal_conv1d"] to None before transformers is first imported.'
         )
-    if not (fit := fits(name, device=device, dtype=dtype, weights=weights)):
-        raise NotEnoughMemory(f"{fit.reason[:-1]}; {_smaller(name, device, dtype, weights)}.")
+    if not (fit := fits(name, device=device, dtype=dtype, weights=weights, bits=bits)):
+        raise NotEnoughMemory(f"{fit.reason[:-1]}; {_smaller(name, device, dtype, weights, bits)}.")
+    quantization = _eight_bit_experts(weights) if bits == 8 else {}
     # That Mamba's kernels are absent stands in `path`, which a lab prints; transformers would repeat it on stderr.
     logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
     memory.cap(device)
@@ -145,13 +151,17 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained
         model, folder = _random(config, dtype, device), checkpoints.cached(name)
     else:
         folder = checkpoints.folder(name)
-        model = _trained(folder, dtype, device)
+        model = _trained(folder, dtype, device, **quantization)
     return model.eval(), _tokenizer(name, folder, needed=weights == "trained")
 
 
-def _smaller(name: str, device, dtype, weights) -> str:
-    """Advice for who lacks memory: the largest smaller model that fits, of the same kind if there is one."""
+def _smaller(name: str, device, dtype, weights, bits) -> str:
+    """Advice for who lacks memory: 8 bits where they help, else the largest smaller model, of the same kind if any."""
     kind = published_config(name).model_type
+    if bits == 16 and weights == "trained" and size(name).active < size(name).total:
+        eight = fits(name, device=device, dtype=dtype, bits=8)
+        if eight:
+            return f"with bits=8 it needs {human(eight.needed_bytes)} and fits"
     fitting = [other for other in (*MODELS, *(TINY if _tiny_built() else ())) if fits(other, 0, device, dtype, weights)]
     fitting.sort(key=lambda other: (published_config(other).model_type == kind, size(other).total))
     return f"the smaller {fitting[-1]} fits" if fitting else "no model of the course fits: close what else holds memory"
@@ -170,7 +180,28 @@ def _random(config, dtype, device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def _trained(folder: Path, dtype, device):
+def _eight_bit_experts(weights: str) -> dict:
+    """Options for from_pretrained that keep routed experts as int8.
+
+    Experts are 3-D parameters and no Linear modules: quantisers that look for those (bitsandbytes, in 4 bits too) leave
+    them as they are and say nothing (bitsandbytes issue 1849). torchao takes parameters by name.
+    """
+    if weights != "trained":
+        raise BadInput('bits=8 is for trained weights: with weights="random" build the model in 16 bits.')
+    try:
+        from torchao.quantization import FqnToConfig, Int8WeightOnlyConfig
+    except ImportError:
+        raise CourseError(
+            "8-bit experts need torchao: `.venv/bin/python -m pip install -e .[eight-bit]` in the course's folder."
+        ) from None
+    from transformers import TorchAoConfig
+
+    experts = FqnToConfig({r"re:.*\.experts\.(gate_up_proj|down_proj)": Int8WeightOnlyConfig()})
+    # int8 tensors can be multiplied one expert at a time, not in one grouped call.
+    return {"quantization_config": TorchAoConfig(experts), "experts_implementation": "eager"}
+
+
+def _trained(folder: Path, dtype, device, **options):
     """Load a checkpoint and refuse what is missing, cut short, left over or of another shape."""
     from transformers import AutoModelForCausalLM
 
@@ -184,6 +215,7 @@ def _trained(folder: Path, dtype, device):
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported here, all at once, instead of raised as a page of text
+            **options,
         )
     for what, keys in info.items():
         if keys:

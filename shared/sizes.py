@@ -35,18 +35,21 @@ class ModelSize:
     state_bytes: int
 
 
-def size(name: str, dtype: torch.dtype = torch.bfloat16) -> ModelSize:
+def size(name: str, dtype: torch.dtype = torch.bfloat16, bits: int = 16) -> ModelSize:
     """Exact size of a model with weights and cache in `dtype`. Needs no weights and allocates none.
 
+    Args:
+        bits: 8 for routed experts as int8 (`models.load`); everything else stays in `dtype`.
+
     Raises:
-        BadInput: an unknown name; the message has the known ones and the closest match.
+        BadInput: an unknown name (the message has the known ones and the closest match), or 8 bits without experts.
         DamagedCheckpoint: the config of a tiny model is missing or not JSON.
     """
-    return _size(check_name(name), dtype)
+    return _size(check_name(name), dtype, bits)
 
 
 @cache
-def _size(name: str, dtype: torch.dtype) -> ModelSize:
+def _size(name: str, dtype: torch.dtype, bits: int) -> ModelSize:
     from transformers import AutoModelForCausalLM
 
     config = published_config(name)
@@ -57,7 +60,12 @@ def _size(name: str, dtype: torch.dtype) -> ModelSize:
 
     # Routed experts are fused into one weight (experts, out, in); k of them work for a token.
     routed = [shape for key, shape in shapes.items() if ".experts." in key and len(shape) == 3]
+    if bits not in (8, 16) or (bits == 8 and not routed):
+        raise BadInput(f"bits is 16, or 8 for a model with routed experts: {name} with {bits} bits is not offered.")
     idle = sum((shape[0] - config.num_experts_per_tok) * shape[1:].numel() for shape in routed)
+
+    # As int8 a value takes one byte, and each row of an expert a scale in fp32 and a zero point.
+    saved = sum(shape.numel() * (dtype.itemsize - 1) - shape[:2].numel() * 5 for shape in routed) if bits == 8 else 0
 
     # Keys and values are what these projections put out; GPT-NeoX makes queries, keys and values in one.
     kv = sum(shape[0] for key, shape in shapes.items() if key.endswith(("k_proj.weight", "v_proj.weight")))
@@ -70,7 +78,7 @@ def _size(name: str, dtype: torch.dtype) -> ModelSize:
     return ModelSize(
         total=total,
         active=total - idle,
-        weight_bytes=total * dtype.itemsize,
+        weight_bytes=total * dtype.itemsize - saved,
         kv_bytes_per_token=kv * dtype.itemsize,
         state_bytes=recurrent * torch.float32.itemsize + conv * dtype.itemsize,
     )

@@ -6,7 +6,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from shared import models, notebooks
+from shared import memory, models, notebooks
 from shared.sizes import published_config
 
 pytestmark = pytest.mark.usefixtures("made")
@@ -149,3 +149,14 @@ def test_attention_recalls_where_a_fixed_state_is_still_guessing(said):
     mamba, hybrid, guessing = (numbers(line)[0] for line in said["recall-training"].splitlines())
     assert guessing == 0.03 and mamba < 0.3
     assert hybrid > mamba + 0.5
+
+
+def test_a_real_document_costs_what_random_tokens_cost(said):
+    first, second = said["document"].splitlines()
+    tokens = numbers(first)[1]
+    assert tokens > 10_000
+    assert second == (
+        f"Pythia-2.8B would keep {memory.human(tokens * models.size('pythia-2.8b').kv_bytes_per_token)} of them, "
+        f"Mamba-2.8B {memory.human(models.size('mamba-2.8b').state_bytes)}."
+    )
+    assert 0.5 < numbers(said["document-speed"].splitlines()[-1])[0] < 2

@@ -1,6 +1,7 @@
 """Sizes to the last parameter, loading that refuses clearly, and predictions that one real forward confirms."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import SMALL, write
 
-from shared import checkpoints, memory, models, scan, sizes
+from shared import checkpoints, memory, models, notebooks, scan, sizes
 
 # Total and active parameters, KV bytes per token in bf16, state bytes (fp32 recurrent and bf16 convolution, so for
 # mamba-130m 24 x (1536 x 16 x 4 + 1536 x 4 x 2)). Typed in on purpose: a changed config or a changed library must show.
@@ -185,6 +186,71 @@ def test_who_lacks_memory_is_told_the_largest_model_that_fits(monkeypatch, cours
     with pytest.raises(models.NotEnoughMemory) as error:
         models.load(name, weights="random", device="cpu")
     assert sentence(error).endswith(advice)
+
+
+# ------------------------------------------------------------------------------------------------------- 8-bit experts
+
+EIGHT_BIT = notebooks.ROOT / ".venv" / "eight-bit"
+
+
+def test_eight_bit_experts_take_a_byte_a_value_and_five_a_row():
+    experts, rows = 32 * 8 * 3 * 4096 * 14336, 32 * 8 * (2 * 14336 + 4096)
+    size = models.size("mixtral-8x7b", bits=8)
+    assert size.weight_bytes == 2 * (46_702_792_704 - experts) + experts + 5 * rows
+    assert size.total == models.size("mixtral-8x7b").total
+
+
+@pytest.mark.parametrize(("name", "bits"), [("mamba-2.8b", 8), ("mixtral-8x7b", 4)])
+def test_bits_that_are_not_offered_are_refused(name, bits):
+    with pytest.raises(ValueError, match=rf"{name} with {bits} bits is not offered") as error:
+        models.size(name, bits=bits)
+    sentence(error)
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "jamba-v0.1"])
+def test_on_a_spark_the_two_largest_are_offered_in_eight_bits_before_anything_is_fetched(monkeypatch, name):
+    monkeypatch.setattr(memory, "is_unified", lambda device=None: True)
+    monkeypatch.setattr(memory, "pick_device", lambda device=None: torch.device("cuda"))
+    monkeypatch.setattr(memory, "available", lambda device=None: 119_000_000_000)
+    monkeypatch.setattr(checkpoints, "folder", lambda name: pytest.fail("it was fetched"))
+    with pytest.raises(models.NotEnoughMemory) as error:
+        models.load(name)
+    eight = models.fits(name, bits=8)
+    assert eight and eight.needed_bytes == 2 * models.size(name, bits=8).weight_bytes < 119e9
+    assert sentence(error).endswith(f"; with bits=8 it needs {memory.human(eight.needed_bytes)} and fits.")
+
+
+def test_eight_bits_without_torchao_or_with_random_weights_is_one_sentence():
+    with pytest.raises(models.CourseError, match=re.escape("pip install -e .[eight-bit]`")) as error:
+        models.load("tiny/olmoe", device="cpu", bits=8)
+    sentence(error)
+    with pytest.raises(models.BadInput, match="is for trained weights") as error:
+        models.load("tiny/olmoe", device="cpu", bits=8, weights="random")
+    sentence(error)
+
+
+@pytest.mark.skipif(
+    not EIGHT_BIT.exists() and not os.environ.get("CI"), reason="scripts/test-packages.sh could not install torchao"
+)
+def test_eight_bit_experts_take_the_predicted_bytes_and_say_nearly_the_same():
+    code = """
+import torch
+from shared import data, models
+ids = data.random_tokens(1024, [300])[300]
+for name in ("tiny/olmoe", "tiny/deepseek-moe", "tiny/jamba"):
+    full, _ = models.load(name, device="cpu")
+    eight, _ = models.load(name, device="cpu", bits=8)
+    parts = lambda p: [p.qdata, p.scale, p.zero_point] if hasattr(p, "qdata") else [p]
+    held = sum(t.numel() * t.element_size() for p in eight.parameters() for t in parts(p))
+    with torch.no_grad():
+        same = (full(ids).logits.argmax(-1) == eight(ids).logits.argmax(-1)).float().mean().item()
+    written = eight.generate(ids[:, :8], max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0).shape[1]
+    odd = [n for n, p in eight.named_parameters() if ".experts." in n and p.dim() == 3 and not hasattr(p, "qdata")]
+    print(held == models.size(name, bits=8).weight_bytes < models.size(name).weight_bytes, same > 0.85, written, odd)
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{EIGHT_BIT}:{notebooks.ROOT}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines() == ["True True 11 []"] * 3, done.stdout + done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------ random weights

@@ -1,0 +1,103 @@
+"""Writes the tables of data/README.md (`make tables`): every number comes from the catalogue or from `models.size`.
+
+The text around them is written by hand; what stands between `<!-- table: name -->` and `<!-- end -->` is made here.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from shared import hub, models
+from shared.catalogue import DATASETS, MODELS
+from shared.memory import human
+from shared.sizes import DATA, TINY, published_config
+
+FILE = DATA / "README.md"
+CONTEXTS = (4096, 16384, 65536, 100_000)
+PAIRS = (("mamba-130m", "pythia-160m"), ("mamba-1.4b", "pythia-1.4b"), ("mamba-2.8b", "pythia-2.8b"))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], others: str = "---:") -> str:
+    """A Markdown table; `others` aligns all columns but the first, numbers to the right."""
+    head = list(head)
+    rule = ["---", *[others] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *map(list, rows)])
+
+
+def source_rows(sources: dict) -> Iterable[tuple[str, ...]]:
+    for name, source in sources.items():
+        labs = ", ".join(source.labs) or "by a parameter"
+        yield (
+            f"`{name}`",
+            f"{source.repo} @ {source.revision[:10]}",
+            source.licence,
+            human(hub.download_bytes(name)),
+            labs,
+        )
+
+
+def size_rows() -> Iterable[tuple[str, ...]]:
+    for name in (*MODELS, *TINY):
+        size = models.size(name)
+        eight = human(models.size(name, bits=8).weight_bytes) if size.active < size.total and name in MODELS else ""
+        kv = f"{size.kv_bytes_per_token:,}" if size.kv_bytes_per_token else ""
+        state = human(size.state_bytes) if size.state_bytes else ""
+        yield f"`{name}`", f"{size.total:,}", f"{size.active:,}", human(size.weight_bytes), eight, kv, state
+
+
+def context_rows() -> Iterable[tuple[str, ...]]:
+    for mamba, twin in PAIRS:
+        a, b = models.size(mamba), models.size(twin)
+        positions = published_config(twin).max_position_embeddings
+        yield f"`{twin}`: cache", *(human(b.kv_bytes_per_token * tokens) for tokens in CONTEXTS), f"{positions:,}"
+        yield f"`{mamba}`: state", *(human(a.state_bytes) for _ in CONTEXTS), "no limit"
+
+
+def misleading() -> str:
+    """The sentences on the table that stands in many places, with its figures taken apart."""
+    c, kept = published_config("mamba-1.4b"), models.size("mamba-1.4b").state_bytes
+    halves = c.num_hidden_layers * c.intermediate_size * (c.state_size + c.conv_kernel) * 2
+    mixtral, twin, mamba = (models.size(name) for name in ("mixtral-8x7b", "pythia-2.8b", "mamba-2.8b"))
+    deepseek = models.size("deepseek-moe-16b")
+    return (
+        f'- "512 MB of cache at 4K tokens beside 8 MB of state" sets two sizes of model side by side: '
+        f"{mixtral.kv_bytes_per_token // 1024} KiB per token is Mixtral (or an 8B model with grouped queries), and "
+        f"{human(halves)} is Mamba-1.4B with everything counted in 16 bits. transformers keeps the recurrent state in "
+        f"float32, so it is {human(kept)}. The twins of this course: {human(twin.kv_bytes_per_token * 4096)} "
+        f"(pythia-2.8b at 4,096 tokens) beside {human(mamba.state_bytes)} (mamba-2.8b at any length).\n"
+        f'- "DeepSeekMoE: 2.5B active" is {deepseek.active / 1e9:.2f}B; "Mixtral: 45B, 90 GB" is '
+        f"{mixtral.total / 1e9:.1f}B and {human(mixtral.weight_bytes)}, with {mixtral.active / 1e9:.1f}B active.\n"
+        "- Total parameters decide the memory, active ones the arithmetic of one token: a mixture saves the second and "
+        "not the first."
+    )
+
+
+def made() -> dict[str, str]:
+    """Name of a table -> its Markdown."""
+    source_head = ("name", "repository and revision", "licence", "download", "labs (scale full)")
+    contexts = [f"{tokens:,} tokens" for tokens in CONTEXTS]
+    return {
+        "data sets": table(source_head, source_rows(DATASETS), "---"),
+        "models": table(source_head, source_rows(MODELS), "---"),
+        "sizes": table(
+            ("name", "parameters", "active", "weights, bf16", "with 8-bit experts", "KV bytes per token", "state"),
+            size_rows(),
+        ),
+        "context": table(("batch 1, bf16", *contexts, "positions"), context_rows()),
+        "misleading": misleading(),
+    }
+
+
+def filled(text: str) -> str:
+    """`text` with every table made anew. KeyError for a name that is not made here."""
+    tables = made()
+    pattern = re.compile(r"(<!-- table: ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda found: f"{found[1]}{tables[found[2]]}\n{found[3]}", text)
+
+
+def main(file: Path = FILE) -> None:
+    file.write_text(filled(file.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
