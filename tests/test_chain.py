@@ -163,6 +163,6 @@ def test_scale_full_without_the_model_says_what_is_missing_and_how_to_get_it(tmp
         monkeypatch.setenv(name, value)
     run = notebooks.execute("2.4.1", scale="full", folder=tmp_path)
     assert (
-        run.error.startswith("ModelMissing: ") and "mamba-2.8b" in run.error and "11.1 GB" in run.error
+        run.error.startswith("Missing: ") and "mamba-2.8b" in run.error and "11.1 GB" in run.error
     )  # float32, as published
     assert run.passed == 2  # what comes before it has run, and what it printed is there
