@@ -40,7 +40,7 @@ def fetch(name: str, split: str | None = None) -> Path:
         return folder
     if why := _unreachable():
         raise Missing(f"{name} is not complete on this machine and cannot be fetched now ({why}): {_remedy(name)}.")
-    mark = cache.mark(source, split)
+    mark, what = cache.mark(source, split), "the list of files"
     try:
         files = _listing(source, split)
         _make_room(name, source, [file for file in files if not _there(source, file)])
@@ -50,12 +50,13 @@ def fetch(name: str, split: str | None = None) -> Path:
         with mark.open("a") as done:
             _remove_leftovers(source)
             for file in files:
+                what = file.path
                 if not _there(source, file) or (resumed and file.path not in checked):
                     _download(source, file)
                 done.write(f"{file.path}\n")
                 done.flush()
     except Exception as problem:  # the errors of the hub's client share no base
-        raise _explained(name, source, problem) from problem
+        raise _explained(f"{what} of {name}", name, source, problem) from problem
     mark.unlink(missing_ok=True)
     return cache.snapshot(source)
 
@@ -214,7 +215,7 @@ def download_bytes(name: str) -> int:
     return size(name, published_config(name).dtype).weight_bytes
 
 
-def _explained(name: str, source: Source, problem: Exception) -> Exception:
+def _explained(what: str, name: str, source: Source, problem: Exception) -> Exception:
     """The course's own error for what the hub's client raised."""
     from huggingface_hub import constants, errors
 
@@ -235,4 +236,4 @@ def _explained(name: str, source: Source, problem: Exception) -> Exception:
         why = f"{page} answers with error {status}: try later"
     else:
         why = f"the connection to {page} broke ({type(causes[-1]).__name__}): try again, finished files are kept"
-    return Missing(f"{name} could not be fetched: {why}.")
+    return Missing(f"{what} could not be fetched: {why}.")
