@@ -8,7 +8,6 @@ import importlib
 import inspect
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from shared.errors import (
     Missing,
     NotEnoughMemory,
 )
-from shared.memory import human
+from shared.fitting import Fit, fits
 from shared.sizes import DATA, MODELS, TINY, ModelSize, check_name, published_config, size
 
 __all__ = [
@@ -46,42 +45,6 @@ __all__ = [
     "path",
     "size",
 ]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Whether a model and its cache fit into memory: `print(fit)` says it in a sentence, `if fit:` works."""
-
-    fits: bool
-    needed_bytes: int
-    available_bytes: int
-    reason: str
-
-    def __bool__(self) -> bool:
-        return self.fits
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-def fits(
-    name: str, context: int = 0, device=None, dtype: torch.dtype = torch.bfloat16, weights="trained", bits: int = 16
-) -> Fit:
-    """Whether the weights and the cache of one sequence of `context` tokens fit into what is free on `device`.
-
-    Activations are not in it. On unified memory trained weights count twice: they pass through the page cache, and
-    running out there hangs the machine instead of raising.
-    """
-    parts, device = size(name, dtype, bits), memory.pick_device(device)
-    copies = 2 if weights == "trained" and name not in TINY and memory.is_unified(device) else 1
-    cache = context * parts.kv_bytes_per_token + parts.state_bytes if context else 0
-    needed, free = copies * parts.weight_bytes + cache, memory.available(device)
-    added = ["8-bit experts"] * (bits == 8) + [f"{context:,} tokens of context"] * (context > 0)
-    what = f"{name} with {' and '.join(added)}" if added else name
-    twice = " (twice its weights while they load)" if copies == 2 else ""
-    verb = "fits" if needed <= free else "does not fit"
-    reason = f"{what} {verb}: it needs {human(needed)}{twice} on {device} and {human(free)} are available"
-    return Fit(needed <= free, needed, free, f"{reason}.")
 
 
 def check_context(model, length: int) -> None:
@@ -142,7 +105,7 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained
             'sys.modules["mamba_ssm"] and sys.modules["causal_conv1d"] to None before transformers is first imported.'
         )
     if not (fit := fits(name, device=device, dtype=dtype, weights=weights, bits=bits)):
-        raise NotEnoughMemory(f"{fit.reason[:-1]}; {_smaller(name, device, dtype, weights, bits)}.")
+        raise NotEnoughMemory(fit.reason)
     quantization = _eight_bit_experts(weights) if bits == 8 else {}
     # That Mamba's kernels are absent stands in `path`, which a lab prints; transformers would repeat it on stderr.
     logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
@@ -153,22 +116,6 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained
         folder = checkpoints.folder(name)
         model = _trained(folder, dtype, device, **quantization)
     return model.eval(), _tokenizer(name, folder, needed=weights == "trained")
-
-
-def _smaller(name: str, device, dtype, weights, bits) -> str:
-    """Advice for who lacks memory: 8 bits where they help, else the largest smaller model, of the same kind if any."""
-    kind = published_config(name).model_type
-    if bits == 16 and weights == "trained" and size(name).active < size(name).total:
-        eight = fits(name, device=device, dtype=dtype, bits=8)
-        if eight:
-            return f"with bits=8 it needs {human(eight.needed_bytes)} and fits"
-    fitting = [other for other in (*MODELS, *(TINY if _tiny_built() else ())) if fits(other, 0, device, dtype, weights)]
-    fitting.sort(key=lambda other: (published_config(other).model_type == kind, size(other).total))
-    return f"the smaller {fitting[-1]} fits" if fitting else "no model of the course fits: close what else holds memory"
-
-
-def _tiny_built() -> bool:
-    return all((DATA / name / "config.json").exists() for name in TINY)
 
 
 def _random(config, dtype, device):

@@ -147,7 +147,8 @@ def test_fits_adds_the_cache_of_the_context(monkeypatch):
     assert short and short.fits and short.needed_bytes == size.weight_bytes
     assert not long and long.needed_bytes == size.weight_bytes + 2048 * 327_680
     assert str(long) == (
-        "pythia-2.8b with 2,048 tokens of context does not fit: it needs 6.22 GB on cpu and 6 GB are available."
+        "pythia-2.8b with 2,048 tokens of context does not fit: it needs 6.22 GB on cpu and 6 GB are available; the "
+        "smaller pythia-1.4b fits."
     )
     assert models.fits("mamba-2.8b", context=1_000_000, device="cpu").needed_bytes == 5_536_691_200 + 23_592_960
 
@@ -217,7 +218,8 @@ def test_on_a_spark_the_two_largest_are_offered_in_eight_bits_before_anything_is
         models.load(name)
     eight = models.fits(name, bits=8)
     assert eight and eight.needed_bytes == 2 * models.size(name, bits=8).weight_bytes < 119e9
-    assert sentence(error).endswith(f"; with bits=8 it needs {memory.human(eight.needed_bytes)} and fits.")
+    offer = f"; with bits=8 it needs {memory.human(eight.needed_bytes)} and fits, the smaller deepseek-moe-16b fits."
+    assert sentence(error).endswith(offer) and sentence(error).endswith(f"{models.fits(name)}")
 
 
 def test_eight_bits_without_torchao_or_with_random_weights_is_one_sentence():

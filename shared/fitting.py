@@ -1,0 +1,76 @@
+"""Whether a model fits into the memory that is free, and what else does; asked before anything is loaded or fetched."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from shared import memory, sizes
+from shared.memory import human
+from shared.sizes import MODELS, TINY, published_config, size
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a model and its cache fit into memory: `print(fit)` says it in a sentence, `if fit:` works."""
+
+    fits: bool
+    needed_bytes: int
+    available_bytes: int
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.fits
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def fits(
+    name: str, context: int = 0, device=None, dtype: torch.dtype = torch.bfloat16, weights="trained", bits: int = 16
+) -> Fit:
+    """Whether the weights and the cache of one sequence of `context` tokens fit into what is free on `device`.
+
+    Activations are not in it. On unified memory trained weights count twice: they pass through the page cache, and
+    running out there hangs the machine instead of raising. Where it does not fit, the reason says what does: the model
+    with 8-bit experts, or the largest smaller model, of the same kind if there is one. `bits`: as in `load`.
+    """
+    device = memory.pick_device(device)
+    fit = _fit(name, context, device, dtype, weights, bits)
+    if fit:
+        return fit
+    advice = _what_fits(name, context, device, dtype, weights, bits)
+    return replace(fit, reason=f"{fit.reason[:-1]}; {advice}.")
+
+
+def _fit(name: str, context: int, device, dtype, weights, bits) -> Fit:
+    parts = size(name, dtype, bits)
+    copies = 2 if weights == "trained" and name not in TINY and memory.is_unified(device) else 1
+    cache = context * parts.kv_bytes_per_token + parts.state_bytes if context else 0
+    needed, free = copies * parts.weight_bytes + cache, memory.available(device)
+    added = ["8-bit experts"] * (bits == 8) + [f"{context:,} tokens of context"] * (context > 0)
+    what = f"{name} with {' and '.join(added)}" if added else name
+    twice = " (twice its weights while they load)" if copies == 2 else ""
+    verb = "fits" if needed <= free else "does not fit"
+    reason = f"{what} {verb}: it needs {human(needed)}{twice} on {device} and {human(free)} are available"
+    return Fit(needed <= free, needed, free, f"{reason}.")
+
+
+def _what_fits(name: str, context: int, device, dtype, weights, bits) -> str:
+    """The end of a sentence for who lacks memory."""
+    offers, kind = [], published_config(name).model_type
+    if bits == 16 and weights == "trained" and size(name).active < size(name).total:
+        eight = _fit(name, context, device, dtype, weights, 8)
+        if eight:
+            offers.append(f"with bits=8 it needs {human(eight.needed_bytes)} and fits")
+    others = [other for other in (*MODELS, *_tiny()) if size(other).total < size(name).total]
+    others = [other for other in others if _fit(other, context, device, dtype, weights, 16)]
+    if others:
+        rank = lambda other: (other in MODELS, published_config(other).model_type == kind, size(other).total)  # noqa: E731
+        nearest = max(others, key=rank)
+        offers.append(f"the smaller {nearest} fits")
+    return ", ".join(offers) or "no model of the course fits: close what else holds memory"
+
+
+def _tiny() -> tuple[str, ...]:
+    """The tiny models, where they are built."""
+    return TINY if all((sizes.DATA / name / "config.json").exists() for name in TINY) else ()
