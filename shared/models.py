@@ -67,7 +67,7 @@ def path(model) -> str:
 
 
 def _path(model_type: str) -> str:
-    if model_type not in ("mamba", "jamba"):
+    if model_type not in ("mamba", "falcon_mamba", "jamba"):
         return "no scan"
     module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
     scan = module.mamba_selective_scan

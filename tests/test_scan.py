@@ -1,14 +1,19 @@
 """The selective scan is transformers' own, but differentiable, resumable and quick; and it leaves no trace there."""
 
+import copy
+import random
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, JambaConfig, MambaConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, Cache, FalconMambaConfig, JambaConfig, MambaConfig
+from transformers.models.falcon_mamba import modeling_falcon_mamba
 from transformers.models.jamba import modeling_jamba
 from transformers.models.mamba import modeling_mamba
 
-from shared import scan
+from shared import memory, models, scan
 
 REFERENCE = modeling_mamba.mamba_selective_scan
 
@@ -59,9 +64,10 @@ def test_two_pieces_with_the_state_handed_over_equal_one_pass():
     assert (forgotten - whole[..., 13:]).abs().max() > 0.01, "the state would not matter here: the test proves nothing"
 
 
-@pytest.mark.parametrize("block", [2, 16])
-def test_gradients_of_every_argument_are_right(monkeypatch, block):
-    monkeypatch.setattr(scan, "BLOCK", block)
+@pytest.mark.parametrize(("chunk", "lanes"), [(2, 1), (3, 4), (64, 8192)])
+def test_gradients_of_every_argument_are_right(monkeypatch, chunk, lanes):
+    monkeypatch.setattr(scan, "CHUNK", chunk)
+    monkeypatch.setattr(scan, "LANES", lanes)
     given = {n: v.requires_grad_() for n, v in inputs(B=2, D=3, N=2, T=5, dtype=torch.float64).items()}
     start = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
 
@@ -89,10 +95,99 @@ def test_half_precision_comes_back_as_it_went_in_and_is_summed_in_float32():
     torch.testing.assert_close(y, exact.bfloat16(), atol=0, rtol=0)
 
 
-def test_wrong_shapes_are_named():
-    given = inputs()
-    with pytest.raises(ValueError, match=r"B has shape \(2, 9, 4\).*need \(2, 4, 9\)"):
-        scan.selective_scan(**given | {"B": given["B"].transpose(1, 2)})
+def test_autocast_does_not_lower_the_precision():
+    given = inputs(T=50) | {"delta_softplus": True}
+    plain = scan.selective_scan(**given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(scan.selective_scan(**given), plain, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("B", torch.zeros(2, 9, 4), r"B has shape \(2, 9, 4\).*need \(2, 4, 9\)"),
+        ("D", torch.zeros(4), r"D has shape \(4,\).*need \(6,\)"),
+        ("z", torch.zeros(2, 6, 8), r"z has shape \(2, 6, 8\).*need \(2, 6, 9\)"),
+        ("initial_state", torch.zeros(2, 4, 6), r"initial_state has shape \(2, 4, 6\).*need \(2, 6, 4\)"),
+    ],
+)
+def test_wrong_shapes_are_named(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        scan.selective_scan(**inputs() | {name: value})
+
+
+def sequential(u, delta, A, B, C, **_):
+    """The definition in float64, one step after the other: y (batch, D, T)."""
+    u, delta, A, B, C = (x.double() for x in (u, delta, A, B, C))
+    h, outputs = u.new_zeros(*u.shape[:2], A.shape[1]), []
+    for t in range(u.shape[2]):
+        step = delta[:, :, t, None]
+        h = torch.exp(step * A) * h + step * B[:, None, :, t] * u[:, :, t, None]
+        outputs.append((h * C[:, None, :, t]).sum(-1))
+    return torch.stack(outputs, -1)
+
+
+LENGTHS = [1, 2, 3, 15, 16, 17, 63, 64, 65, 127, 500, 1000, 1001, 2000, 4097, 5000]
+
+
+@pytest.mark.parametrize(("seed", "T"), list(enumerate(LENGTHS)))
+def test_scan_is_as_exact_as_the_reference_for_any_length_chunk_delta_and_A(monkeypatch, seed, T):
+    """delta from 1e-6 to 20 and A from -1e-3 to -1e3, both evenly on a log scale; delta varies in time or stands still,
+    so that the roundings of a decay add up."""
+    draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    monkeypatch.setattr(scan, "CHUNK", draw.choice([1, 2, 7, 16, 64, 1000]))
+    monkeypatch.setattr(scan, "LANES", draw.choice([1, 16, 100, 8192]))
+    batch, D, N = draw.choice([1, 2, 3]), draw.choice([1, 2, 5]), draw.choice([1, 4, 16])
+
+    def between(low, high, *shape):
+        return low * (high / low) ** torch.rand(*shape, generator=generator)
+
+    u, B, C = (torch.randn(batch, n, T, generator=generator) for n in (D, N, N))
+    delta = between(1e-6, 20, batch, D, T if draw.random() < 0.7 else 1).expand(batch, D, T)
+    given = {"u": u, "delta": delta, "A": -between(1e-3, 1e3, D, N), "B": B, "C": C}
+    exact = sequential(**given)
+    ours, theirs = ((f(*given.values()) - exact).abs().max() for f in (scan.selective_scan, REFERENCE))
+    rounding = 4 * torch.finfo(torch.float32).eps * exact.abs().max()
+    assert ours <= theirs + rounding, f"off by {ours:.1e}, the reference by {theirs:.1e}"
+
+
+def test_extreme_but_legal_inputs_give_finite_outputs_and_gradients():
+    given = inputs(D=8, T=200) | {"delta_softplus": True}
+    given["delta"] = torch.tensor([-1e4, -100.0, -20.0, 0.0, 20.0, 100.0, 1e4, 1e6]).view(1, 8, 1).repeat(2, 1, 200)
+    given["A"] = -torch.logspace(-6, 6, 32).view(8, 4)
+    given["z"] = given["z"] * 1e4
+    tensors = [x.requires_grad_() for x in given.values() if torch.is_tensor(x)]
+    y = scan.selective_scan(**given)
+    y.sum().backward()
+    assert y.isfinite().all() and all(x.grad.isfinite().all() for x in tensors)
+
+
+def test_a_state_that_fades_away_costs_no_more_time(one_thread):
+    """Numbers below 1e-38 are slow on some processors; a state that only decays passes through them on its way to 0."""
+    given = inputs(B=1, D=128, N=16, T=1024)
+    given["A"], given["delta"] = torch.full((128, 16), -1.0), torch.full((1, 128, 1024), 0.2)
+    silent = given | {"u": given["u"] * (torch.arange(1024) == 0)}
+    assert seconds(lambda: scan.selective_scan(**silent)) < 4 * seconds(lambda: scan.selective_scan(**given))
+
+
+def test_empty_sequence_returns_the_state_it_got():
+    start = torch.randn(2, 6, 4)
+    y, last = scan.selective_scan(**inputs(T=0), initial_state=start, return_last_state=True)
+    assert y.shape == (2, 6, 0) and torch.equal(last, start)
+
+
+def test_any_memory_layout_gives_the_same():
+    given = inputs(T=40)
+    turned = {n: v.transpose(-1, -2).contiguous().transpose(-1, -2) if v.ndim > 1 else v for n, v in given.items()}
+    torch.testing.assert_close(scan.selective_scan(**turned), scan.selective_scan(**given), atol=0, rtol=0)
+    constant = {name: given[name][..., :1].expand_as(given[name]) for name in ("delta", "B", "C")}
+    dense = {name: value.contiguous() for name, value in constant.items()}
+    grads = []
+    for layout in (constant, dense):
+        inside = {n: v.detach().requires_grad_() for n, v in (given | layout).items()}
+        scan.selective_scan(**inside, delta_softplus=True).sum().backward()
+        grads.append([x.grad for x in inside.values()])
+    torch.testing.assert_close(grads[0], grads[1], atol=0, rtol=0)
 
 
 @pytest.fixture
@@ -103,24 +198,63 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_backward_takes_time_linear_in_the_length(one_thread):
-    def seconds(T):
-        given = inputs(B=1, D=64, N=16, T=T)
-        given["u"].requires_grad_()
-        best = float("inf")
-        for _ in range(3):
-            start = time.process_time()  # of this process: other work on the machine does not count
-            scan.selective_scan(**given, delta_softplus=True).sum().backward()
-            best = min(best, time.process_time() - start)
-        return best
+def seconds(work):
+    best = float("inf")
+    for _ in range(3):
+        start = time.process_time()  # of this process: other work on the machine does not count
+        work()
+        best = min(best, time.process_time() - start)
+    return best
 
-    assert seconds(2048) < 24 * seconds(256), "eight times the length: linear is 8, quadratic 64"
+
+def train(T, D=64, function=scan.selective_scan):
+    given = inputs(B=1, D=D, N=16, T=T)
+    given["u"].requires_grad_()
+    return lambda: function(*list(given.values())[:5], D=given["D"], z=given["z"]).sum().backward()
+
+
+def test_backward_takes_time_linear_in_the_length(one_thread):
+    assert seconds(train(2048)) < 24 * seconds(train(256)), "eight times the length: linear is 8, quadratic 64"
+
+
+def test_backward_takes_operations_linear_in_the_length():
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    def calls(T):
+        with Count() as count:
+            train(T)()
+        return count.calls
+
+    one, two, three = (calls(chunks * scan.CHUNK) for chunks in (4, 8, 12))
+    assert three - two == two - one > 0
+
+
+def test_memory_of_training_is_that_of_inputs_and_outputs(one_thread):
+    """u, delta and z, their gradients, y and its gradient: eight arrays (D, T). The states are 16 times such an array;
+    the reference keeps several of that size."""
+    T, D = 8192, 256
+    train(64, D)()
+    with memory.track("cpu") as course:
+        train(T, D)()
+    with memory.track("cpu") as reference:
+        train(T // 64, D, REFERENCE)()
+    array = 4 * D * T
+    assert course.peak_bytes < 12 * array, f"{course.peak_bytes / array:.1f} arrays"
+    assert course.peak_bytes / T < reference.peak_bytes / (T // 64) / 4
+
+
+# ------------------------------------------------------------------------------------------------------ in transformers
 
 
 TINY = {
     "vocab_size": 32,
     "hidden_size": 16,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 1,
@@ -130,38 +264,216 @@ JAMBA = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
     "attn_layer_offset": 1,
+    "attn_layer_period": 2,
     "num_experts": 2,
 }
-CONFIGS = {"mamba": MambaConfig(**TINY), "jamba": JambaConfig(**TINY, **JAMBA, attn_layer_period=2)}
+CONFIGS = {
+    "mamba": MambaConfig(**TINY),
+    "falcon_mamba": FalconMambaConfig(**TINY),
+    "jamba": JambaConfig(**TINY, **JAMBA),
+}
+MODULES = {"mamba": modeling_mamba, "falcon_mamba": modeling_falcon_mamba, "jamba": modeling_jamba}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_models_of_transformers_give_the_same_with_this_scan_and_generate(name):
+@pytest.fixture(params=CONFIGS)
+def model(request):
+    """Random weights of a size at which the state decides the output; with fresh, small ones it would not show."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
-    ids = torch.randint(2, 32, (2, 12))
+    model = AutoModelForCausalLM.from_config(CONFIGS[request.param]).eval()
     with torch.no_grad():
-        before, said = model(ids).logits, model.generate(ids, max_new_tokens=4, do_sample=False)
-        with scan.in_transformers():
-            module = modeling_mamba if name == "mamba" else modeling_jamba
-            assert module.mamba_selective_scan is not REFERENCE
-            torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=1e-5)
-            assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), said)
+        for name, weight in model.named_parameters():
+            if "A_log" in name:
+                weight.sub_(1)
+            elif name.endswith("dt_proj.bias"):
+                weight.uniform_(-5, -2)
+            elif weight.ndim > 1:
+                weight.normal_(0, 0.4)
+    return model
+
+
+IDS = torch.randint(2, 32, (3, 40), generator=torch.Generator().manual_seed(1))
+
+
+def whole(model, mask=None):
+    with torch.no_grad():
+        return model(IDS, attention_mask=mask, use_cache=False).logits
+
+
+def cache_of(output):
+    return next(value for value in output.values() if isinstance(value, Cache))
+
+
+def cache_name(model):
+    return "past_key_values" if model.config.model_type == "jamba" else "cache_params"
+
+
+def read(model, ids, lengths, mask=None):
+    """The logits of ids, read in pieces of these lengths, and the cache after them."""
+    logits, known, start = [], {}, 0
+    for length in lengths:
+        end = start + length
+        if mask is not None:  # Jamba, which attends, wants the mask of all that it has read; Mamba that of the piece
+            known["attention_mask"] = mask[:, 0 if model.config.model_type == "jamba" else start : end]
+        with torch.no_grad():
+            output = model(ids[:, start:end], use_cache=True, **known)
+        known, start = {cache_name(model): cache_of(output)}, end
+        logits.append(output.logits)
+    return torch.cat(logits, 1), known
+
+
+def pieces(seed, total=40):
+    cuts = sorted(random.Random(seed).sample(range(1, total), 5))
+    return [end - start for start, end in zip([0, *cuts], [*cuts, total], strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_reading_in_random_pieces_equals_one_forward(model, seed):
+    with scan.in_transformers():
+        logits, _ = read(model, IDS, pieces(seed))
+    torch.testing.assert_close(logits, whole(model), atol=1e-4, rtol=1e-4)
+
+
+def test_without_it_transformers_drops_the_state(model):
+    """The error of the library that `in_transformers` is there for. Should this fail, the library carries the state
+    itself, and half of `in_transformers` can go."""
+    expected = whole(model)
+    logits, _ = read(model, IDS, [20, 20])
+    torch.testing.assert_close(logits[:, :20], expected[:, :20], atol=1e-4, rtol=1e-4)
+    assert (logits - expected)[:, 20:].abs().max() > 0.1 * expected.abs().max()
+    by_steps, _ = read(model, IDS, [20] + 20 * [1])
+    torch.testing.assert_close(by_steps, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_left_padding_with_a_mask_stays_exact_in_pieces(model):
+    """The second row's padding is longer than the first piece. (A piece of one token must not be padding: transformers
+    takes it for a generated one and, in Jamba, passes no mask on.)"""
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = mask[1, :9] = 0
+    with scan.in_transformers():
+        logits, _ = read(model, IDS, [7, 12, 1, 20], mask)
+    torch.testing.assert_close(logits[mask == 1], whole(model, mask)[mask == 1], atol=1e-4, rtol=1e-4)
+    alone = copy.deepcopy(model)(IDS[1:2, 9:]).logits
+    torch.testing.assert_close(logits[1:2, 9:], alone, atol=1e-4, rtol=1e-4)
+
+
+def generate(model, ids, **options):
+    """The tokens that the model adds, and the logits that it chose them by (batch, tokens, vocabulary)."""
+    options |= {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    output = model.generate(ids, **options, output_logits=True, return_dict_in_generate=True)
+    return output.sequences[:, -6:], torch.stack(output.logits, 1)
+
+
+def test_generate_continues_a_conversation_from_its_cache(model):
+    said, expected = generate(model, IDS)
+    with scan.in_transformers():
+        _, known = read(model, IDS[:, :25], [10, 15])
+        given = (
+            IDS if model.config.model_type == "jamba" else IDS[:, 25:]
+        )  # Mamba's generate does not cut what it knows
+        again, logits = generate(model, given, **known)
+    assert torch.equal(again, said)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["jamba"], indirect=True)
+def test_generate_with_chunked_prefill_equals_one_prefill_and_without_the_scan_does_not(model):
+    said, expected = generate(model, IDS)
+    with scan.in_transformers():
+        again, logits = generate(model, IDS, prefill_chunk_size=7)
+    assert torch.equal(again, said)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert (generate(model, IDS, prefill_chunk_size=7)[1] - expected)[:, 0].abs().max() > 0.1 * expected.abs().max()
+
+
+def test_bfloat16_models_continue_as_exactly_as_bfloat16_allows(model):
+    """Rounding each weight and activation to 8 bits costs some; cutting the sequence costs no more on top of it."""
+    exact = whole(model)
+    half = copy.deepcopy(model).bfloat16()
+    with scan.in_transformers():
+        rounding = (whole(half) - exact).abs()
+        cut = (read(half, IDS, [11, 2, 17, 10])[0] - exact).abs()
+    dropped = (read(half, IDS, [11, 2, 17, 10])[0] - exact).abs()
+    assert cut.mean() < 1.5 * rounding.mean() < 0.25 * dropped.mean()
+
+
+def test_whole_sequences_and_generation_stay_as_they_were(model):
+    before, said = whole(model), model.generate(IDS, max_new_tokens=4, do_sample=False)
+    with scan.in_transformers():
+        assert models.path(model) == "course"
+        torch.testing.assert_close(whole(model), before, atol=1e-5, rtol=1e-5)
+        assert torch.equal(model.generate(IDS, max_new_tokens=4, do_sample=False), said)
+    assert models.path(model) == "reference"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_gives_the_gradients_of_the_reference(model, checkpointing):
+    def gradients(context):
+        learner = copy.deepcopy(model).train()
+        if checkpointing and context is not nullcontext:
+            learner.activation_checkpointing_enable()
+        with context():
+            learner(IDS, labels=IDS).loss.backward()
+        return {name: weight.grad for name, weight in learner.named_parameters()}
+
+    torch.testing.assert_close(gradients(scan.in_transformers), gradients(nullcontext), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("model", ["mamba"], indirect=True)
+def test_modules_that_accelerate_has_wrapped_carry_the_state_too(model):
+    from accelerate import cpu_offload
+
+    expected = whole(model)
+    cpu_offload(model, execution_device="cpu")
+    with scan.in_transformers():
+        logits, _ = read(model, IDS, [20, 20])
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def traces():
+    return [
+        (module.mamba_selective_scan, mixer.__call__, "__call__" in vars(mixer))
+        for module in MODULES.values()
+        for name, mixer in vars(module).items()
+        if name.endswith("Mixer")
+    ]
 
 
 def test_transformers_is_restored_even_after_an_error():
-    before = modeling_mamba.mamba_selective_scan, modeling_jamba.mamba_selective_scan
+    before = traces()
+    assert len(before) == 3
     with pytest.raises(RuntimeError, match="inside"), scan.in_transformers(), scan.in_transformers():
+        assert all(now[0] is not then[0] and now[2] for now, then in zip(traces(), before, strict=True))
         raise RuntimeError("inside")
-    assert (modeling_mamba.mamba_selective_scan, modeling_jamba.mamba_selective_scan) == before
+    assert traces() == before
 
 
-def test_a_compiled_kernel_is_not_replaced(monkeypatch):
-    def wrapped():
-        return implementation
-
-    implementation = lambda: None  # noqa: E731
-    implementation.__module__ = "mamba_ssm.ops.selective_scan_interface"
-    monkeypatch.setattr(modeling_mamba, "mamba_selective_scan", wrapped)
+def test_nested_use_carries_the_state_until_the_outer_block_ends(model):
     with scan.in_transformers():
-        assert modeling_mamba.mamba_selective_scan is wrapped
+        with scan.in_transformers():
+            inner, _ = read(model, IDS, [13, 27])
+        outer, _ = read(model, IDS, [13, 27])
+    for logits in (inner, outer):
+        torch.testing.assert_close(logits, whole(model), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["mamba"], indirect=True)
+def test_a_kernel_keeps_what_starts_from_zero_and_the_scan_takes_what_continues(model, monkeypatch):
+    """In the kernel's place stands the reference under the kernel's name and signature, which counts its calls."""
+    calls = []
+
+    def kernel(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
+        calls.append(u.shape[2])
+        return REFERENCE(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+
+    kernel.__module__ = "mamba_ssm.ops.selective_scan_interface"
+
+    def chosen_at_import(implementation):
+        return lambda *args, **kwargs: implementation(*args, **kwargs)
+
+    expected = whole(model)
+    monkeypatch.setattr(modeling_mamba, "mamba_selective_scan", chosen_at_import(kernel))
+    with scan.in_transformers():
+        assert models.path(model) == "kernel"
+        logits, _ = read(model, IDS, [30, 10])
+    assert calls == 3 * [30]  # once per layer, and not for the second piece
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
