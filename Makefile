@@ -22,7 +22,7 @@ IPYTHONDIR = $(CURDIR)/.venv/ipython
 MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
-.PHONY: help setup setup-test lab run solutions fetch cache tables test tiny update clean
+.PHONY: help setup setup-test setup-bench lab run solutions fetch cache tables test bench tiny update clean
 
 help:
 	@echo "Commands:"
@@ -33,6 +33,9 @@ setup: ## install everything into .venv (the others call it; TORCH_INDEX_URL= ch
 
 setup-test:
 	@sh scripts/setup.sh test
+
+setup-bench:
+	@sh scripts/setup.sh bench
 
 lab: setup ## open the labs in JupyterLab (PORT=8888, BROWSER=no when you work over ssh, LAB=2.4.1 to open that one)
 	@$(VENV_PYTHON) scripts/lab.py "$(NOTEBOOK_DIR)" --port "$(PORT)" --browser "$(BROWSER)" --lab "$(LAB)"
@@ -54,6 +57,9 @@ test: setup-test ## everything that CI runs: style, then all tests
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(ONE_THREAD) $(VENV_PYTHON) -m pytest
+
+bench: setup-bench ## time the selective scan beside transformers' reference and mambapy's (about 5 minutes)
+	@$(ONE_THREAD) $(VENV_PYTHON) scripts/bench.py
 
 tiny: setup ## rebuild the tiny text, tokenizer and models in data/tiny
 	@$(VENV_PYTHON) data/tiny/build.py
