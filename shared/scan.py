@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Measured on one core with 1 MiB of L2 and 32 MiB of L3 cache, at N = 16 and widths of 128 and 1536.
-CHUNK = 48  # steps; the kept states take N / CHUNK times the memory of u
+CHUNK = 64  # steps; the kept states take N / CHUNK times the memory of u
 LANES = 12288  # states of a tile: with fewer, calling torch takes longer than the arithmetic of a step
 
 

@@ -64,7 +64,7 @@ def test_two_pieces_with_the_state_handed_over_equal_one_pass():
     assert (forgotten - whole[..., 13:]).abs().max() > 0.01, "the state would not matter here: the test proves nothing"
 
 
-@pytest.mark.parametrize(("chunk", "lanes"), [(2, 1), (3, 4), (48, 12288)])
+@pytest.mark.parametrize(("chunk", "lanes"), [(2, 1), (3, 4), (64, 12288)])
 def test_gradients_of_every_argument_are_right(monkeypatch, chunk, lanes):
     monkeypatch.setattr(scan, "CHUNK", chunk)
     monkeypatch.setattr(scan, "LANES", lanes)
@@ -127,7 +127,7 @@ def sequential(u, delta, A, B, C, **_):
     return torch.stack(outputs, -1)
 
 
-LENGTHS = [1, 2, 3, 15, 16, 17, 47, 48, 49, 127, 500, 1000, 1001, 2000, 4097, 5000]
+LENGTHS = [1, 2, 3, 15, 16, 17, 63, 64, 65, 127, 500, 1000, 1001, 2000, 4097, 5000]
 
 
 @pytest.mark.parametrize(("seed", "T"), list(enumerate(LENGTHS)))
