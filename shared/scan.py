@@ -5,11 +5,11 @@ The recurrence, per channel d and state n (Gu and Dao 2023, section 3; B by the 
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t          y_t = (sum_n C_t h_t + D u_t) silu(z_t)
 
 The states are N times as large as what goes in and comes out, so they never exist for the whole sequence. It is cut
-into chunks and the channels into tiles: the states of one chunk of one tile fit a core's cache, and there they are
-made, used and overwritten. The backward pass gets only the state before each chunk and makes the others again. (Under
-plain autograd a loop over time costs O(T^2): the gradient of every slice that it reads has the size of the whole.)
+into chunks and the channels into tiles: the states of one chunk of one tile fit a core's cache, where they are made,
+used and overwritten. The backward pass gets only the state before each chunk and makes the others again. (Under plain
+autograd a loop over time costs O(T^2): the gradient of every slice that it reads has the size of the whole.)
 
-Shapes: batch, D channels, T steps, N states per channel; in a tile b, w and k of the first three. Time comes first, so
+Shapes: batch, D channels, T steps, N states; in a tile b sequences, w channels, chunks of k steps. Time comes first, so
 that a step is one piece of memory, and channels last, so that arithmetic runs along them.
 """
 
@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Measured on one core with 1 MiB of L2 and 32 MiB of L3 cache, at N = 16 and widths of 128 and 1536.
 CHUNK = 64  # steps; the kept states take N / CHUNK times the memory of u
 LANES = 12288  # states of a tile: with fewer, calling torch takes longer than the arithmetic of a step
 
@@ -34,23 +33,28 @@ LANES = 12288  # states of a tile: with fewer, calling torch takes longer than t
 class _Tile:
     """Some channels of some sequences, and room for the decays and states of one chunk, used for one after another."""
 
-    def __init__(self, rows: slice, channels: slice, u, delta, A, B, C, D, bias, softplus: bool):
-        self.index, self.softplus = (rows, channels), softplus
-        self.u, self.delta, self.B, self.C = u[self.index], delta[self.index], B[:, rows], C[:, rows]
+    def __init__(self, rows: slice, channels: slice, z, u, delta, A, B, C, D, bias, softplus: bool):
+        self.index, self.softplus, self.dtype = (rows, channels), softplus, A.dtype
+        self.u, self.delta, self.B, self.C = self.first(u), self.first(delta), B[:, rows], C[:, rows]
+        self.z = None if z is None else self.first(z)
         self.A, self.D, self.bias = A[:, channels], D[channels], bias[channels]
         self.A_log2e = self.A * math.log2(math.e)  # exp2 takes a third of exp's time on a CPU
-        self.decay = A.new_empty(min(CHUNK, u.shape[2]), len(self.u), *self.A.shape)
+        self.decay = A.new_empty(min(CHUNK, len(self.u)), self.u.shape[1], *self.A.shape)
         self.states = A.new_empty(len(self.decay) + 1, *self.decay.shape[1:])
         states = self.states.unbind()
         self.steps = list(zip(self.decay.unbind(), states[:-1], states[1:], strict=True))
 
     def first(self, x: Tensor) -> Tensor:
-        """(b, w, k) to (k, b, w). Copied before it is turned, so that memory is read in the order in which it lies."""
-        return x.to(self.A.dtype, copy=True).permute(2, 0, 1).contiguous()
+        """The tile's part (T, b, w) of x (batch, D, T)."""
+        x = x[self.index].to(self.dtype)
+        b, w, T = x.shape
+        if x.stride(2) == 1:  # torch turns a matrix several times as fast as three dimensions
+            return x.reshape(b * w, T).t().contiguous().view(T, b, w)
+        return x.permute(2, 0, 1).contiguous()
 
     def run(self, now: slice) -> tuple[Tensor, ...]:
         """Make a chunk's decays and, from `states[0]`, its k states; returns u, softplus' argument, delta, decays."""
-        u, raw = self.first(self.u[..., now]), self.first(self.delta[..., now]).add_(self.bias)
+        u, raw = self.u[now], self.delta[now] + self.bias
         delta, k = F.softplus(raw) if self.softplus else raw, len(raw)
         decay = torch.mul(delta.unsqueeze(2), self.A_log2e, out=self.decay[:k]).exp2_()
         torch.mul((delta * u).unsqueeze(2), self.B[now].unsqueeze(3), out=self.states[1 : k + 1])
@@ -69,14 +73,14 @@ def _weigh(weights: Tensor, states: Tensor) -> Tensor:
     return out.squeeze(2)
 
 
-def _tiles(u, delta, A, *rest) -> Iterator[_Tile]:
+def _tiles(z, u, delta, A, *rest) -> Iterator[_Tile]:
     (batch, D, _), N = u.shape, len(A)
     lanes = LANES if u.device.type == "cpu" else batch * N * D  # a GPU wants few and large operations
     w = max(1, min(D, lanes // N))
     b = max(1, min(batch, lanes // (N * w)))
     for row in range(0, batch, b):
         for channel in range(0, D, w):
-            yield _Tile(slice(row, row + b), slice(channel, channel + w), u, delta, A, *rest)
+            yield _Tile(slice(row, row + b), slice(channel, channel + w), z, u, delta, A, *rest)
 
 
 def _chunks(T: int) -> list[slice]:
@@ -92,7 +96,7 @@ class _Scan(torch.autograd.Function):
         batch, D, T = inputs[0].shape
         y, last = inputs[0].new_empty(batch, T, D).transpose(1, 2), h.clone()
         starts = h.new_empty(len(_chunks(T)) if keep_states else 0, *h.shape)
-        for tile in _tiles(*inputs, softplus):
+        for tile in _tiles(z, *inputs, softplus):
             rows, channels = tile.index
             tile.states[0] = h[rows, :, channels]
             for i, now in enumerate(_chunks(T)):
@@ -100,10 +104,11 @@ class _Scan(torch.autograd.Function):
                     starts[i, rows, :, channels] = tile.states[0]
                 out = tile.readout(tile.run(now)[0], now)
                 if z is not None:
-                    out.mul_(F.silu(tile.first(z[tile.index][..., now])))
+                    out.mul_(F.silu(tile.z[now]))
                 y[tile.index][..., now] = out.permute(1, 2, 0)
                 tile.states[0] = tile.states[len(out)]
             last[rows, :, channels] = tile.states[0]
+            del tile  # before the next takes its room
         if keep_states:
             ctx.softplus = softplus
             ctx.save_for_backward(starts, z, *inputs)
@@ -113,22 +118,21 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, dlast):
         starts, z, *inputs = ctx.saved_tensors
-        dz, *grads = (None if x is None else torch.zeros_like(x) for x in (z, *inputs))
+        dh, (dz, *grads) = dlast.clone(), (None if x is None else torch.zeros_like(x) for x in (z, *inputs))
         du, ddelta, dA, dB, dC, dD, dbias = grads
-        dh = dlast.clone()
-        for tile in _tiles(*inputs, ctx.softplus):
+        for tile in _tiles(z, *inputs, ctx.softplus):
             rows, channels = tile.index
-            room, more_room = torch.empty_like(tile.decay), torch.empty_like(tile.decay)
+            dout, room, more_room = tile.first(dy), torch.empty_like(tile.decay), torch.empty_like(tile.decay)
             later = dh[rows, :, channels].contiguous()  # dL/dh of the last step, from what follows it
             for i, now in reversed(list(enumerate(_chunks(dy.shape[2])))):
                 tile.states[0] = starts[i, rows, :, channels]
                 u, raw, delta, decay = tile.run(now)
-                k, out = len(u), tile.first(dy[tile.index][..., now])
+                k, out = len(u), dout[now]
                 if z is not None:
-                    gate = tile.first(z[tile.index][..., now])
+                    gate = tile.z[now]
                     slope = gate.sigmoid() * (1 + gate * (1 - gate.sigmoid()))
                     dz[tile.index][..., now] = (out * tile.readout(u, now) * slope).permute(1, 2, 0)
-                    out.mul_(F.silu(gate))
+                    out = out * F.silu(gate)
                 grad = torch.mul(tile.C[now].unsqueeze(3), out.unsqueeze(2), out=room[:k])
                 grad[-1].add_(later)
                 for t in reversed(range(k - 1)):
@@ -147,6 +151,7 @@ class _Scan(torch.autograd.Function):
                 ddelta[tile.index][..., now] = dstep.permute(1, 2, 0)
                 du[tile.index][..., now] = dinput.mul_(delta).addcmul_(tile.D, out).permute(1, 2, 0)
             dh[rows, :, channels] = later
+            del tile
         return None, None, dz, dh, *grads
 
 
@@ -172,8 +177,7 @@ def selective_scan(
         return_last_state: also return the state after the last step.
         initial_state: (batch, D, N), the state to start from; zero without it.
 
-    Returns: y (batch, D, T) in u's dtype, and with `return_last_state` the state (batch, D, N). All arithmetic, and the
-        state, is in float32 at least.
+    Returns: y (batch, D, T) in u's dtype and, if asked for, the state (batch, D, N); all arithmetic is float32 at least.
     Raises: ValueError where shapes disagree.
     """
     (batch, width, T), N = u.shape, A.shape[1]
