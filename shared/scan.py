@@ -177,7 +177,7 @@ def selective_scan(
         return_last_state: also return the state after the last step.
         initial_state: (batch, D, N), the state to start from; zero without it.
 
-    Returns: y (batch, D, T) in u's dtype and, if asked for, the state (batch, D, N); all arithmetic is float32 at least.
+    Returns: y (batch, D, T) in u's dtype and, if asked for, the state (batch, D, N); arithmetic is float32 at least.
     Raises: ValueError where shapes disagree.
     """
     (batch, width, T), N = u.shape, A.shape[1]
