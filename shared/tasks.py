@@ -5,8 +5,8 @@ positions of ids have to predict answers. Every call draws new examples, so accu
 the step, is accuracy on unseen examples.
 """
 
+import math
 from collections.abc import Callable
-from math import comb
 from pathlib import Path
 
 import torch
@@ -80,7 +80,7 @@ def copying_baselines(positions: int = 64, data: int = 4, vocabulary: int = 10) 
 
     def at(k: int, place: int) -> float:
         """Probability that the k-th data token stands at this place."""
-        return comb(place, k) * comb(positions - 1 - place, data - 1 - k) / comb(positions, data)
+        return math.comb(place, k) * math.comb(positions - 1 - place, data - 1 - k) / math.comb(positions, data)
 
     found = sum(max(at(k, place) for place in range(positions)) for k in range(data)) / data
     return {"chance": 1 / symbols, "position": found + (1 - found) / symbols}
@@ -201,6 +201,26 @@ def accuracy(model: nn.Module, task: Task, batches: int = 4, seed: int = 1_000_0
             ids, answers = task(batch, generator)
             right.append((_logits(model, ids, answers.shape[1]).argmax(-1) == answers).float().mean().item())
     return sum(right) / batches
+
+
+@torch.no_grad()
+def repetition(model: nn.Module, length: int = 32, strings: int = 64, seed: int = 0) -> dict[str, dict[str, float]]:
+    """How a language model of transformers predicts random strings of tokens, and the same strings once more.
+
+    Nothing but copying from the context helps. Returns {"first", "second": {"accuracy", "bits" per token}}, the first
+    token of each left out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randint(model.config.vocab_size, (strings, length), generator=generator).repeat(1, 2)
+    with in_transformers():
+        logits = model.eval()(text, use_cache=False).logits[:, :-1].float()
+    right = (logits.argmax(-1) == text[:, 1:]).float()
+    bits = F.cross_entropy(logits.transpose(1, 2), text[:, 1:], reduction="none") / math.log(2)
+    parts = {"first": slice(length - 1), "second": slice(length, None)}
+    return {
+        name: {"accuracy": right[:, part].mean().item(), "bits": bits[:, part].mean().item()}
+        for name, part in parts.items()
+    }
 
 
 def recall_model(name: str) -> nn.Module:

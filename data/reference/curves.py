@@ -1,0 +1,251 @@
+"""Train what lab 2.4.2 shows beside its own short runs: three seeds of each model, and the shipped recall models.
+
+    python data/reference/curves.py          (`make curves`) writes curves.json, and data/tiny/recall/
+
+Every run is kept in build/curves/ as it ends, with its settings, and a second call takes from there what has the same
+ones: an interrupted call goes on where it was, and `make clean` makes the next one start from nothing.
+
+curves.json holds shares of right answers; a list without a name has one number per seed:
+
+    made               {machine, threads, versions, date, command, seconds: {experiment: s}}
+    settings           {experiment: what its runs have in common}
+    selective_copying  {variant: {seed: {steps: [...], accuracy: [...], final}}}: on each batch before it is trained on,
+                       means of the steps up to each; and on new batches at the end
+    induction          {variant: {length: [...]}}, trained at length 64
+    recall             {model: {pairs: [...]}}: two layers, the number is the state size; trained on 2 to 16 pairs of 32
+    copying            {specialist: {length: [...]}}, trained on lengths 2 to 24
+    specialists        {specialist: {parameters, recall: {pairs: [...]}, training: {seed: {steps, recall, copying}}}}:
+                       two layers, trained on recall and copying in turn; seed 0 is in data/tiny/recall
+    generalists        {tiny model: {first, second: {accuracy, bits}}}: a random string of tokens and its repetition
+
+A variant is what of delta, B and C is computed from the input, none, delta, BC or all; or `attention`, a transformer of
+the same width with about as many parameters.
+"""
+
+import json
+import re
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, JambaConfig, MambaConfig
+from transformers.utils import logging
+
+from shared import models, results, tasks
+from shared.notebooks import BUILD
+
+PARTS, OUT = BUILD / "curves", Path(__file__).with_name("curves.json")
+SEEDS = (0, 1, 2)
+VARIANTS = {"none": (), "delta": ("delta",), "BC": ("B", "C"), "all": ("delta", "B", "C"), "attention": None}
+
+
+def neox(vocabulary: int, d_model: int) -> GPTNeoXConfig:
+    """A transformer of two layers with rotary positions on all of each head, started from 1 / sqrt(width)."""
+    return GPTNeoXConfig(
+        vocab_size=vocabulary,
+        hidden_size=d_model,
+        intermediate_size=2 * d_model,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=d_model**-0.5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0},
+        max_position_embeddings=4096,
+    )
+
+
+def model(variant: str, vocabulary: int, seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    if variant == "attention":
+        return AutoModelForCausalLM.from_config(neox(vocabulary, 32), dtype=torch.float32)
+    return tasks.SelectiveModel(vocabulary, selects=VARIANTS[variant])
+
+
+def binned(curve: list[float], size: int) -> list[float]:
+    """Means of `size` values at a time."""
+    return [round(statistics.mean(curve[i : i + size]), 3) for i in range(0, len(curve), size)]
+
+
+# ---- experiments: each takes plain settings and returns what JSON can hold -----------------------------------------
+
+
+def selective_copying(variant: str, seed: int, steps: int, size: int) -> dict:
+    trained = model(variant, 10, seed)
+    curve = tasks.train(trained, tasks.selective_copying, steps, seed)
+    final = tasks.accuracy(trained, tasks.selective_copying, batches=16)
+    return {"steps": list(range(size, steps + 1, size)), "accuracy": binned(curve, size), "final": round(final, 4)}
+
+
+def induction(variant: str, seed: int, steps: int, lengths: tuple[int, ...]) -> dict:
+    trained = model(variant, 16, seed)
+    tasks.train(trained, tasks.induction, steps, seed)
+    return {
+        str(length): round(tasks.accuracy(trained, partial(tasks.induction, length=length), batches=8, batch=32), 4)
+        for length in lengths
+    }
+
+
+def small(variant: str, vocabulary: int, state_size: int):
+    """Two layers of width 64: Mamba, Mamba then attention (Jamba's), or a transformer."""
+    if variant == "transformer":
+        return neox(vocabulary, 64)
+    shape = {"vocab_size": vocabulary, "hidden_size": 64, "num_hidden_layers": 2}
+    shape |= {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    if variant == "mamba":
+        return MambaConfig(**shape, state_size=state_size)
+    attention = {"num_attention_heads": 4, "num_key_value_heads": 4, "attn_layer_period": 2, "attn_layer_offset": 1}
+    return JambaConfig(**shape, **attention, intermediate_size=32, num_experts=1, mamba_d_state=state_size)
+
+
+def measured(trained: torch.nn.Module, task: tasks.Task, name: str, sizes: tuple[int, ...]) -> dict[str, float]:
+    """Accuracy on the task at each size."""
+    return {str(size): round(tasks.accuracy(trained, partial(task, **{name: size})), 4) for size in sizes}
+
+
+class Mixture:
+    """Recall and copying in random turns, each of a random size; `asked` keeps which it was."""
+
+    def __init__(self, pairs: int, length: int):
+        self.pairs, self.length, self.asked = pairs, length, []
+
+    def __call__(self, batch: int, generator: torch.Generator):
+        one, share = torch.rand(2, generator=generator).tolist()
+        self.asked.append("recall" if one < 0.5 or not self.length else "copying")
+        if self.asked[-1] == "recall":
+            return tasks.recall(batch, generator, pairs=2 + int(share * (self.pairs - 1)))
+        return tasks.copying(batch, generator, length=2 + int(share * (self.length - 1)))
+
+
+def recall(variant: str, seed: int, steps: int, pairs: int, sizes: tuple[int, ...]) -> dict:
+    architecture, state_size = variant.split("-")
+    torch.manual_seed(seed)
+    trained = AutoModelForCausalLM.from_config(small(architecture, 64, int(state_size)), dtype=torch.float32)
+    tasks.train(trained, Mixture(pairs, 0), steps, seed, lr=3e-3)
+    return measured(trained, tasks.recall, "pairs", sizes)
+
+
+def specialists(variant: str, seed: int, steps: int, size: int, pairs: int, length: int, sizes: dict) -> dict:
+    torch.manual_seed(seed)
+    config = small(variant, 65, 16)
+    trained, task = AutoModelForCausalLM.from_config(config, dtype=torch.float32), Mixture(pairs, length)
+    curve = tasks.train(trained, task, steps, seed, lr=3e-3)
+    trained.save_pretrained(PARTS / f"{variant}-{seed}")
+    training = {"steps": list(range(size, steps + 1, size))}
+    for name in ("recall", "copying"):
+        bins = [range(start, start + size) for start in range(0, steps, size)]
+        training[name] = [
+            round(statistics.mean(curve[step] for step in steps_of if task.asked[step] == name), 3) for steps_of in bins
+        ]
+    return {
+        "parameters": sum(parameter.numel() for parameter in trained.parameters()),
+        "training": training,
+        "recall": measured(trained, tasks.recall, "pairs", sizes["recall"]),
+        "copying": measured(trained, tasks.copying, "length", sizes["copying"]),
+    }
+
+
+def generalists(variant: str) -> dict:
+    return tasks.repetition(models.load(f"tiny/{variant}", dtype=torch.float32)[0])
+
+
+# ---- the runs, each kept as it ends --------------------------------------------------------------------------------
+
+
+def kept(experiment: Callable, **settings) -> dict:
+    """The result of `experiment(**settings)` with its seconds, from build/curves/ if the same run is there."""
+    settings = json.loads(json.dumps(settings))
+    what = [str(settings[name]) for name in ("variant", "seed") if name in settings]
+    file = PARTS / f"{'-'.join([experiment.__name__, *what])}.json"
+    if file.exists() and (part := json.loads(file.read_text()))["settings"] == settings:
+        return part
+    start = time.perf_counter()
+    result = experiment(**settings)
+    part = {"settings": settings, "result": result, "seconds": round(time.perf_counter() - start, 1)}
+    print(f"{file.stem:30} {part['seconds']:6.1f} s", flush=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(part))
+    temporary.replace(file)
+    return part
+
+
+RUNS = {
+    selective_copying: (tuple(VARIANTS), {"steps": 1000, "size": 20}),
+    specialists: (
+        ("transformer", "hybrid", "mamba"),
+        {
+            "steps": 2000,
+            "size": 40,
+            "pairs": 16,
+            "length": 24,
+            "sizes": {"recall": (2, 4, 8, 16, 24, 32), "copying": (4, 8, 16, 24, 32, 48, 64)},
+        },
+    ),
+    recall: (("mamba-2", "mamba-4", "mamba-16", "hybrid-2"), {"steps": 1000, "pairs": 16, "sizes": (2, 4, 8, 12, 16)}),
+    induction: (("none", "all", "attention"), {"steps": 1500, "lengths": (64, 128, 256, 512, 1024, 2048)}),
+}
+GENERALISTS = ("mamba", "jamba", "transformer")
+
+
+def compact(content: dict) -> str:
+    """JSON with one line per key and lists of numbers on one line."""
+    return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), json.dumps(content, indent=1))
+
+
+def collected(parts: dict[tuple, dict]) -> dict:
+    """curves.json, from the parts {(experiment, variant, seed): part}."""
+    found = {
+        experiment: {v: [parts[experiment, v, seed]["result"] for seed in SEEDS] for v in variants}
+        for experiment, (variants, _) in RUNS.items()
+    }
+    by_size = lambda runs: {size: [run[size] for run in runs] for size in runs[0]}  # noqa: E731
+    return {
+        "made": results.machine()
+        | {
+            "command": "make curves",
+            "seconds": {
+                experiment.__name__: round(sum(part["seconds"] for key, part in parts.items() if key[0] is experiment))
+                for experiment in RUNS
+            },
+        },
+        "settings": {experiment.__name__: settings | {"seeds": SEEDS} for experiment, (_, settings) in RUNS.items()},
+        "selective_copying": {
+            variant: dict(zip(map(str, SEEDS), runs, strict=True)) for variant, runs in found[selective_copying].items()
+        },
+        "induction": {variant: by_size(runs) for variant, runs in found[induction].items()},
+        "recall": {variant: by_size(runs) for variant, runs in found[recall].items()},
+        "copying": {variant: by_size([run["copying"] for run in runs]) for variant, runs in found[specialists].items()},
+        "specialists": {
+            variant: {
+                "parameters": runs[0]["parameters"],
+                "recall": by_size([run["recall"] for run in runs]),
+                "training": {str(seed): run["training"] for seed, run in zip(SEEDS, runs, strict=True)},
+            }
+            for variant, runs in found[specialists].items()
+        },
+        "generalists": {variant: generalists(variant) for variant in GENERALISTS},
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()  # the note that the slow reference scan runs, which it does not
+    logging.disable_progress_bar()
+    parts = {
+        (experiment, variant, seed): kept(experiment, variant=variant, seed=seed, **settings)
+        for seed in SEEDS
+        for experiment, (variants, settings) in RUNS.items()
+        for variant in variants
+    }
+    for variant in RUNS[specialists][0]:
+        shutil.copytree(PARTS / f"{variant}-0", tasks.RECALL / variant, dirs_exist_ok=True)
+        (tasks.RECALL / variant / "model.safetensors").chmod(0o644)  # it comes readable by its owner only
+    OUT.write_text(compact(collected(parts)) + "\n")
+    print(f"{OUT.name}: {OUT.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
