@@ -168,10 +168,19 @@ def _logits(model: nn.Module, ids: Tensor, n: int) -> Tensor:
     return model(ids, use_cache=False, logits_to_keep=n).logits
 
 
-def train(model: nn.Module, task: Task, steps: int, seed: int = 0, batch: int = 32, lr: float = 4e-3) -> list[float]:
+def train(
+    model: nn.Module,
+    task: Task,
+    steps: int,
+    seed: int = 0,
+    batch: int = 32,
+    lr: float = 4e-3,
+    enough: float = math.inf,
+) -> list[float]:
     """Train on `steps` new batches (AdamW, ten steps of warm-up); returns the accuracy on each batch before its step.
 
-    The same seed gives the same batches to every model. Initial weights are the caller's: seed before you build.
+    It ends early once the mean of the last 20 accuracies is `enough`. The same seed gives the same batches to every
+    model. Initial weights are the caller's: seed before you build.
     """
     generator, correct = torch.Generator().manual_seed(seed), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
@@ -179,7 +188,7 @@ def train(model: nn.Module, task: Task, steps: int, seed: int = 0, batch: int = 
     torch.set_flush_denormal(True)  # decayed states become denormal, and each costs a hundred ordinary numbers
     model.train()
     with in_transformers():
-        for _ in range(steps):
+        while len(correct) < steps and sum(correct[-20:]) < 20 * enough:
             ids, answers = task(batch, generator)
             logits = _logits(model, ids, answers.shape[1])
             correct.append((logits.argmax(-1) == answers).float().mean().item())

@@ -79,10 +79,10 @@ def selective_copying(variant: str, seed: int, steps: int, size: int) -> dict:
     return {"steps": list(range(size, steps + 1, size)), "accuracy": binned(curve, size), "final": round(final, 4)}
 
 
-def induction(variant: str, seed: int, steps: int, lengths: tuple[int, ...]) -> dict:
+def induction(variant: str, seed: int, steps: int, enough: float, lengths: tuple[int, ...]) -> dict:
     trained = model(variant, 16, seed)
-    tasks.train(trained, tasks.induction, steps, seed)
-    return {
+    taken = len(tasks.train(trained, tasks.induction, steps, seed, enough=enough))
+    return {"steps": taken} | {
         str(length): round(tasks.accuracy(trained, partial(tasks.induction, length=length), batches=8, batch=32), 4)
         for length in lengths
     }
@@ -113,23 +113,16 @@ class Mixture:
 
     def __call__(self, batch: int, generator: torch.Generator):
         one, share = torch.rand(2, generator=generator).tolist()
-        self.asked.append("recall" if one < 0.5 or not self.length else "copying")
+        self.asked.append("recall" if one < 0.5 else "copying")
         if self.asked[-1] == "recall":
             return tasks.recall(batch, generator, pairs=2 + int(share * (self.pairs - 1)))
         return tasks.copying(batch, generator, length=2 + int(share * (self.length - 1)))
 
 
-def recall(variant: str, seed: int, steps: int, pairs: int, sizes: tuple[int, ...]) -> dict:
-    architecture, state_size = variant.split("-")
-    torch.manual_seed(seed)
-    trained = AutoModelForCausalLM.from_config(small(architecture, 64, int(state_size)), dtype=torch.float32)
-    tasks.train(trained, Mixture(pairs, 0), steps, seed, lr=3e-3)
-    return measured(trained, tasks.recall, "pairs", sizes)
-
-
 def specialists(variant: str, seed: int, steps: int, size: int, pairs: int, length: int, sizes: dict) -> dict:
+    architecture, _, state_size = variant.partition("-")
     torch.manual_seed(seed)
-    config = small(variant, 65, 16)
+    config = small(architecture, 65, int(state_size or 16))
     trained, task = AutoModelForCausalLM.from_config(config, dtype=torch.float32), Mixture(pairs, length)
     curve = tasks.train(trained, task, steps, seed, lr=3e-3)
     trained.save_pretrained(PARTS / f"{variant}-{seed}")
@@ -173,9 +166,10 @@ def kept(experiment: Callable, **settings) -> dict:
 
 
 RUNS = {
-    selective_copying: (tuple(VARIANTS), {"steps": 1000, "size": 20}),
+    selective_copying: (tuple(VARIANTS), SEEDS, {"steps": 1000, "size": 20}),
     specialists: (
-        ("transformer", "hybrid", "mamba"),
+        ("transformer", "hybrid", "mamba", "mamba-4", "mamba-2", "hybrid-2"),
+        SEEDS[:1],
         {
             "steps": 2000,
             "size": 40,
@@ -184,8 +178,11 @@ RUNS = {
             "sizes": {"recall": (2, 4, 8, 16, 24, 32), "copying": (4, 8, 16, 24, 32, 48, 64)},
         },
     ),
-    recall: (("mamba-2", "mamba-4", "mamba-16", "hybrid-2"), {"steps": 1000, "pairs": 16, "sizes": (2, 4, 8, 12, 16)}),
-    induction: (("none", "all", "attention"), {"steps": 1500, "lengths": (64, 128, 256, 512, 1024, 2048)}),
+    induction: (
+        ("none", "all", "attention"),
+        SEEDS,
+        {"steps": 1500, "enough": 0.995, "lengths": (64, 128, 256, 512, 1024, 2048)},
+    ),
 }
 GENERALISTS = ("mamba", "jamba", "transformer")
 
@@ -237,8 +234,9 @@ def main() -> None:
     parts = {
         (experiment, variant, seed): kept(experiment, variant=variant, seed=seed, **settings)
         for seed in SEEDS
-        for experiment, (variants, settings) in RUNS.items()
+        for experiment, (variants, seeds, settings) in RUNS.items()
         for variant in variants
+        if seed in seeds
     }
     for variant in RUNS[specialists][0]:
         shutil.copytree(PARTS / f"{variant}-0", tasks.RECALL / variant, dirs_exist_ok=True)
