@@ -22,7 +22,7 @@ IPYTHONDIR = $(CURDIR)/.venv/ipython
 MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
-.PHONY: help setup setup-test setup-bench lab run solutions fetch cache tables test bench tiny update clean
+.PHONY: help setup setup-test setup-bench lab run solutions fetch cache tables test bench tiny curves update clean
 
 help:
 	@echo "Commands:"
@@ -63,6 +63,9 @@ bench: setup-bench ## time the selective scan beside transformers' reference and
 
 tiny: setup ## rebuild the tiny text, tokenizer and models in data/tiny
 	@$(VENV_PYTHON) data/tiny/build.py
+
+curves: setup ## train what lab 2.4.2 compares its short runs with: data/reference/curves.json, data/tiny/recall
+	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/curves.py
 
 tables: setup ## write the computed tables of data/README.md
 	@$(VENV_PYTHON) scripts/tables.py

@@ -1,21 +1,22 @@
-"""Train what lab 2.4.2 shows beside its own short runs: three seeds of each model, and the shipped recall models.
+"""Train what lab 2.4.2 shows beside its own short runs, three seeds of it, and the recall models that ship.
 
     python data/reference/curves.py          (`make curves`) writes curves.json, and data/tiny/recall/
 
 Every run is kept in build/curves/ as it ends, with its settings, and a second call takes from there what has the same
 ones: an interrupted call goes on where it was, and `make clean` makes the next one start from nothing.
 
-curves.json holds shares of right answers; a list without a name has one number per seed:
+curves.json holds shares of right answers; a list [...] by size has one number per seed:
 
     made               {machine, threads, versions, date, command, seconds: {experiment: s}}
     settings           {experiment: what its runs have in common}
     selective_copying  {variant: {seed: {steps: [...], accuracy: [...], final}}}: on each batch before it is trained on,
                        means of the steps up to each; and on new batches at the end
-    induction          {variant: {length: [...]}}, trained at length 64
-    recall             {model: {pairs: [...]}}: two layers, the number is the state size; trained on 2 to 16 pairs of 32
-    copying            {specialist: {length: [...]}}, trained on lengths 2 to 24
-    specialists        {specialist: {parameters, recall: {pairs: [...]}, training: {seed: {steps, recall, copying}}}}:
-                       two layers, trained on recall and copying in turn; seed 0 is in data/tiny/recall
+    induction          {variant: {length: [...], steps: [...]}}: trained at length 64 for so many steps
+    recall             {specialist: {pairs: [...]}}: trained on 2 to 16 pairs of 32
+    copying            {specialist: {length: [...]}}: the same models, trained on lengths 2 to 24 too
+    specialists        {specialist: {parameters, training: {seed: {steps, recall, copying}}}}: two layers, trained on
+                       recall and copying in turn; a number is the state size, 16 without one; seed 0 of mamba, hybrid
+                       and transformer is in data/tiny/recall
     generalists        {tiny model: {first, second: {accuracy, bits}}}: a random string of tokens and its repetition
 
 A variant is what of delta, B and C is computed from the input, none, delta, BC or all; or `attention`, a transformer of
@@ -93,7 +94,7 @@ def small(variant: str, vocabulary: int, state_size: int):
     if variant == "transformer":
         return neox(vocabulary, 64)
     shape = {"vocab_size": vocabulary, "hidden_size": 64, "num_hidden_layers": 2}
-    shape |= {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    shape |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}  # a padding token is never learned
     if variant == "mamba":
         return MambaConfig(**shape, state_size=state_size)
     attention = {"num_attention_heads": 4, "num_key_value_heads": 4, "attn_layer_period": 2, "attn_layer_offset": 1}
@@ -184,6 +185,7 @@ RUNS = {
         {"steps": 1500, "enough": 0.995, "lengths": (64, 128, 256, 512, 1024, 2048)},
     ),
 }
+SHIPPED = ("mamba", "hybrid", "transformer")  # specialists, from seed 0
 GENERALISTS = ("mamba", "jamba", "transformer")
 
 
@@ -192,36 +194,45 @@ def compact(content: dict) -> str:
     return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), json.dumps(content, indent=1))
 
 
+def settings() -> dict[str, dict]:
+    return {experiment.__name__: common | {"seeds": seeds} for experiment, (_, seeds, common) in RUNS.items()}
+
+
 def collected(parts: dict[tuple, dict]) -> dict:
     """curves.json, from the parts {(experiment, variant, seed): part}."""
-    found = {
-        experiment: {v: [parts[experiment, v, seed]["result"] for seed in SEEDS] for v in variants}
-        for experiment, (variants, _) in RUNS.items()
-    }
-    by_size = lambda runs: {size: [run[size] for run in runs] for size in runs[0]}  # noqa: E731
+    made = results.machine() | {"command": "make curves", "seconds": {}}
+    found = {}
+    for experiment, (variants, seeds, _) in RUNS.items():
+        name = experiment.__name__
+        made["seconds"][name] = round(sum(part["seconds"] for key, part in parts.items() if key[0] is experiment))
+        found[name] = {
+            variant: {str(seed): parts[experiment, variant, seed]["result"] for seed in seeds} for variant in variants
+        }
+
+    def by_size(runs: dict[str, dict]) -> dict[str, list]:
+        """{size: one value per seed} from {seed: {size: value}}."""
+        runs = list(runs.values())
+        return {size: [run[size] for run in runs] for size in runs[0]}
+
+    def of_specialists(what: str) -> dict[str, dict]:
+        return {
+            variant: by_size({seed: run[what] for seed, run in runs.items()})
+            for variant, runs in found["specialists"].items()
+        }
+
     return {
-        "made": results.machine()
-        | {
-            "command": "make curves",
-            "seconds": {
-                experiment.__name__: round(sum(part["seconds"] for key, part in parts.items() if key[0] is experiment))
-                for experiment in RUNS
-            },
-        },
-        "settings": {experiment.__name__: settings | {"seeds": SEEDS} for experiment, (_, settings) in RUNS.items()},
-        "selective_copying": {
-            variant: dict(zip(map(str, SEEDS), runs, strict=True)) for variant, runs in found[selective_copying].items()
-        },
-        "induction": {variant: by_size(runs) for variant, runs in found[induction].items()},
-        "recall": {variant: by_size(runs) for variant, runs in found[recall].items()},
-        "copying": {variant: by_size([run["copying"] for run in runs]) for variant, runs in found[specialists].items()},
+        "made": made,
+        "settings": settings(),
+        "selective_copying": found["selective_copying"],
+        "induction": {variant: by_size(runs) for variant, runs in found["induction"].items()},
+        "recall": of_specialists("recall"),
+        "copying": of_specialists("copying"),
         "specialists": {
             variant: {
-                "parameters": runs[0]["parameters"],
-                "recall": by_size([run["recall"] for run in runs]),
-                "training": {str(seed): run["training"] for seed, run in zip(SEEDS, runs, strict=True)},
+                "parameters": next(iter(runs.values()))["parameters"],
+                "training": {seed: run["training"] for seed, run in runs.items()},
             }
-            for variant, runs in found[specialists].items()
+            for variant, runs in found["specialists"].items()
         },
         "generalists": {variant: generalists(variant) for variant in GENERALISTS},
     }
@@ -238,7 +249,7 @@ def main() -> None:
         for variant in variants
         if seed in seeds
     }
-    for variant in RUNS[specialists][0]:
+    for variant in SHIPPED:
         shutil.copytree(PARTS / f"{variant}-0", tasks.RECALL / variant, dirs_exist_ok=True)
         (tasks.RECALL / variant / "model.safetensors").chmod(0o644)  # it comes readable by its owner only
     OUT.write_text(compact(collected(parts)) + "\n")
