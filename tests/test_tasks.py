@@ -230,13 +230,11 @@ def test_training_ends_once_it_is_enough():
 
 def test_selection_learns_induction_live_and_goes_on_beyond_its_length():
     task, options = tasks.LIVE["induction"]
-    accuracy = {}
-    for name in ("none", "delta"):
-        torch.manual_seed(0)
-        model = tasks.SelectiveModel(16, selects=SELECTS[name])
-        tasks.train(model, task, **options)
-        accuracy[name] = tasks.accuracy(model, partial(tasks.induction, length=64))
-    assert accuracy["delta"] > 0.9 and accuracy["none"] < 0.5, accuracy
+    torch.manual_seed(0)
+    model = tasks.SelectiveModel(16, selects=("delta",))
+    curve = tasks.train(model, task, **options)
+    assert len(curve) < 200 and curve[0] < 0.3, "it begins near chance and has learned before its last step"
+    assert tasks.accuracy(model, partial(tasks.induction, length=64)) > 0.9
 
 
 # ---- what is shipped -----------------------------------------------------------------------------------------------
