@@ -3,7 +3,7 @@
     python data/reference/curves.py          (`make curves`) writes curves.json, and data/tiny/recall/
 
 Every run is kept in build/curves/ as it ends, with its settings, and a second call takes from there what has the same
-ones: an interrupted call goes on where it was, and `make clean` makes the next one start from nothing.
+ones: an interrupted call goes on where it was. After a change of code or versions, `make clean` comes first.
 
 curves.json holds shares of right answers; a list [...] by size has one number per seed:
 
@@ -127,12 +127,11 @@ def specialists(variant: str, seed: int, steps: int, size: int, pairs: int, leng
     trained, task = AutoModelForCausalLM.from_config(config, dtype=torch.float32), Mixture(pairs, length)
     curve = tasks.train(trained, task, steps, seed, lr=3e-3)
     trained.save_pretrained(PARTS / f"{variant}-{seed}")
-    training = {"steps": list(range(size, steps + 1, size))}
+    ends = list(range(size, steps + 1, size))
+    training = {"steps": ends}
     for name in ("recall", "copying"):
-        bins = [range(start, start + size) for start in range(0, steps, size)]
-        training[name] = [
-            round(statistics.mean(curve[step] for step in steps_of if task.asked[step] == name), 3) for steps_of in bins
-        ]
+        asked = [[curve[i] for i in range(end - size, end) if task.asked[i] == name] for end in ends]
+        training[name] = [round(statistics.mean(values), 3) for values in asked]
     return {
         "parameters": sum(parameter.numel() for parameter in trained.parameters()),
         "training": training,
@@ -209,24 +208,18 @@ def collected(parts: dict[tuple, dict]) -> dict:
             variant: {str(seed): parts[experiment, variant, seed]["result"] for seed in seeds} for variant in variants
         }
 
-    def by_size(runs: dict[str, dict]) -> dict[str, list]:
-        """{size: one value per seed} from {seed: {size: value}}."""
-        runs = list(runs.values())
+    def by_size(runs: dict[str, dict], what: str | None = None) -> dict[str, list]:
+        """{size: one value per seed} from {seed: {size: value}}, or from {seed: {what: {size: value}}}."""
+        runs = [run[what] if what else run for run in runs.values()]
         return {size: [run[size] for run in runs] for size in runs[0]}
-
-    def of_specialists(what: str) -> dict[str, dict]:
-        return {
-            variant: by_size({seed: run[what] for seed, run in runs.items()})
-            for variant, runs in found["specialists"].items()
-        }
 
     return {
         "made": made,
         "settings": settings(),
         "selective_copying": found["selective_copying"],
         "induction": {variant: by_size(runs) for variant, runs in found["induction"].items()},
-        "recall": of_specialists("recall"),
-        "copying": of_specialists("copying"),
+        "recall": {variant: by_size(runs, "recall") for variant, runs in found["specialists"].items()},
+        "copying": {variant: by_size(runs, "copying") for variant, runs in found["specialists"].items()},
         "specialists": {
             variant: {
                 "parameters": next(iter(runs.values()))["parameters"],
