@@ -180,13 +180,7 @@ def _logits(model: nn.Module, ids: Tensor, n: int) -> Tensor:
 
 
 def train(
-    model: nn.Module,
-    task: Task,
-    steps: int,
-    seed: int = 0,
-    batch: int = 32,
-    lr: float = 4e-3,
-    enough: float = math.inf,
+    model: nn.Module, task: Task, steps: int, seed: int = 0, batch: int = 32, lr: float = 4e-3, enough: float = math.inf
 ) -> list[float]:
     """Train on `steps` new batches (AdamW, ten steps of warm-up); returns the accuracy on each batch before its step.
 
