@@ -288,13 +288,17 @@ def test_recall_models_are_of_a_size():
     assert program.OUT.stat().st_size < 150e3
 
 
-def test_the_hybrid_recalls_what_the_state_alone_does_not():
-    recall, copying = CURVES["recall"], CURVES["copying"]
-    assert recall["hybrid"]["16"][0] > 0.95 > recall["mamba"]["16"][0] + 0.2
-    assert copying["hybrid"]["24"][0] > 0.95 > copying["mamba"]["24"][0] + 0.1
-    falling = [copying["mamba"][str(length)][0] for length in (4, 8, 16, 24, 32, 48, 64)]
+@pytest.mark.parametrize("seed", program.RUNS[program.specialists][0]["hybrid"])
+def test_the_hybrid_recalls_what_the_state_alone_does_not(seed):
+    recall, copying = (
+        {name: {int(size): values[seed] for size, values in CURVES[task][name].items()} for name in program.SHIPPED}
+        for task in ("recall", "copying")
+    )
+    assert recall["hybrid"][16] > 0.95 > recall["mamba"][16] + 0.2
+    assert copying["hybrid"][24] > 0.95 > copying["mamba"][24] + 0.1
+    falling = list(copying["mamba"].values())
     assert falling == sorted(falling, reverse=True), "the longer the string, the less of it fits the state"
-    assert copying["transformer"]["24"][0] > 0.9 and copying["transformer"]["64"][0] < 0.3, "beyond its positions"
+    assert copying["hybrid"][64] > copying["transformer"][64] + 0.3, "beyond the transformer's trained positions"
 
 
 def test_the_size_of_the_state_bounds_recall():

@@ -1,4 +1,4 @@
-"""Train what lab 2.4.2 shows beside its own short runs, three seeds of it, and the recall models that ship.
+"""Train what lab 2.4.2 shows beside its own short runs, and the recall models that ship.
 
     python data/reference/curves.py          (`make curves`) writes curves.json, and data/tiny/recall/
 
@@ -15,8 +15,8 @@ curves.json holds shares of right answers; a list [...] by size has one number p
     recall             {specialist: {pairs: [...]}}: trained on 2 to 16 pairs of 32
     copying            {specialist: {length: [...]}}: the same models, trained on lengths 2 to 24 too
     specialists        {specialist: {parameters, training: {seed: {steps, recall, copying}}}}: two layers, trained on
-                       recall and copying in turn; a number is the state size, 16 without one; seed 0 of mamba, hybrid
-                       and transformer is in data/tiny/recall
+                       recall and copying in turn; a number is the state size (16 without one, and then two seeds, of
+                       which data/tiny/recall has the first)
     generalists        {tiny model: {first, second: {accuracy, bits}}}: a random string of tokens and its repetition
 
 A variant is what of delta, B and C is computed from the input, none, delta, BC or all; or `attention`, a transformer of
@@ -165,11 +165,11 @@ def kept(experiment: Callable, **settings) -> dict:
     return part
 
 
-RUNS = {
-    selective_copying: (tuple(VARIANTS), SEEDS, {"steps": 1000, "size": 20}),
+SHIPPED, ONCE = ("mamba", "hybrid", "transformer"), ("mamba-4", "mamba-2", "hybrid-2")
+RUNS = {  # {experiment: ({variant: seeds}, what all its runs have in common)}
+    selective_copying: (dict.fromkeys(VARIANTS, SEEDS), {"steps": 1000, "size": 20}),
     specialists: (
-        ("transformer", "hybrid", "mamba", "mamba-4", "mamba-2", "hybrid-2"),
-        SEEDS[:1],
+        dict.fromkeys(SHIPPED, SEEDS[:2]) | dict.fromkeys(ONCE, SEEDS[:1]),
         {
             "steps": 2000,
             "size": 40,
@@ -179,12 +179,10 @@ RUNS = {
         },
     ),
     induction: (
-        ("none", "all", "attention"),
-        SEEDS,
+        dict.fromkeys(("none", "all", "attention"), SEEDS),
         {"steps": 1500, "enough": 0.995, "lengths": (64, 128, 256, 512, 1024, 2048)},
     ),
 }
-SHIPPED = ("mamba", "hybrid", "transformer")  # specialists, from seed 0
 GENERALISTS = ("mamba", "jamba", "transformer")
 
 
@@ -194,18 +192,19 @@ def compact(content: dict) -> str:
 
 
 def settings() -> dict[str, dict]:
-    return {experiment.__name__: common | {"seeds": seeds} for experiment, (_, seeds, common) in RUNS.items()}
+    return {experiment.__name__: common | {"seeds": seeds} for experiment, (seeds, common) in RUNS.items()}
 
 
 def collected(parts: dict[tuple, dict]) -> dict:
     """curves.json, from the parts {(experiment, variant, seed): part}."""
     made = results.machine() | {"command": "make curves", "seconds": {}}
     found = {}
-    for experiment, (variants, seeds, _) in RUNS.items():
+    for experiment, (variants, _) in RUNS.items():
         name = experiment.__name__
         made["seconds"][name] = round(sum(part["seconds"] for key, part in parts.items() if key[0] is experiment))
         found[name] = {
-            variant: {str(seed): parts[experiment, variant, seed]["result"] for seed in seeds} for variant in variants
+            variant: {str(seed): parts[experiment, variant, seed]["result"] for seed in seeds}
+            for variant, seeds in variants.items()
         }
 
     def by_size(runs: dict[str, dict], what: str | None = None) -> dict[str, list]:
@@ -238,8 +237,8 @@ def main() -> None:
     parts = {
         (experiment, variant, seed): kept(experiment, variant=variant, seed=seed, **settings)
         for seed in SEEDS
-        for experiment, (variants, seeds, settings) in RUNS.items()
-        for variant in variants
+        for experiment, (variants, settings) in RUNS.items()
+        for variant, seeds in variants.items()
         if seed in seeds
     }
     for variant in SHIPPED:
