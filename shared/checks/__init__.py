@@ -34,6 +34,43 @@ def expect(
     raise Wrong(f"{what}: expected {_show(right)}, got {_show(came)}." + (f" {reason}" if reason else ""))
 
 
+def expect_close(
+    came: object, right: object, what: str, mistakes: dict[str, Callable] | None = None, tolerance: float = 1e-6
+) -> None:
+    """Raise `Wrong` unless the tensor `came` equals the tensor `right`, relative to the largest value of `right`.
+
+    `mistakes` maps the explanation of a known mistake to a function without arguments that returns what it leads to:
+    most answers are right, and then no mistake is computed.
+    """
+    import torch
+
+    if not isinstance(came, torch.Tensor):
+        raise Wrong(f"{what}: expected a tensor {tuple(right.shape)}, got {came!r}.")
+    if came.shape == right.shape and (error := _largest_difference(came, right)) <= tolerance:
+        return
+    reason = ""
+    for why, wrong in (mistakes or {}).items():
+        wrong = wrong()
+        if came.shape == wrong.shape and _largest_difference(came, wrong) <= tolerance:
+            reason = f" {why}"
+            break
+    if came.shape != right.shape:
+        raise Wrong(f"{what}: expected the shape {tuple(right.shape)}, got {tuple(came.shape)}.{reason}")
+    if not torch.isfinite(came).all():
+        raise Wrong(f"{what}: got values that are not finite.{reason}")
+    place = tuple(int(i) for i in torch.unravel_index((came - right).abs().argmax(), right.shape))
+    raise Wrong(
+        f"{what}: off by {error:.1e} of the largest value; at {list(place)} expected {right[place]:.4g}, "
+        f"got {came[place]:.4g}.{reason}"
+    )
+
+
+def _largest_difference(came, right) -> float:
+    """Largest difference of two tensors over the largest value of the second; nan counts as infinite."""
+    error = ((came - right).abs().max() / right.abs().max()).item()
+    return error if error == error else float("inf")
+
+
 def exercise(lab: str, cell_id: str) -> Callable:
     """Make a check out of a function that takes an answer and returns the green line or raises `Wrong`.
 
