@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 from IPython.display import Image, display
 from matplotlib.ticker import LogLocator
 
@@ -34,6 +35,46 @@ def line(ax, x: Sequence[float], y: Sequence[float], architecture: str, label: s
     ax.plot(x, y, **style)
     if label:
         ax.annotate(label, (x[-1], y[-1]), xytext=(6, 0), textcoords="offset points", va="center", color=style["color"])
+
+
+def end_labels(ax, x: float, ends: Sequence[tuple[float, str, str]], gap: float = 0.06) -> None:
+    """Name series at their right ends, `ends` = (y, label, colour) at x; labels that would overlap are moved apart.
+
+    gap: least distance of two labels, as a share of the axis. Call it when the limits and the scale of y are final.
+    """
+    ax.autoscale_view()
+    ends = sorted(ends)
+    points = [ax.transAxes.inverted().transform(ax.transData.transform((x, y))) for y, _, _ in ends]
+    heights = [float(height) for _, height in points]
+    for _ in range(100):  # two that are too close each give way by half
+        for i in range(len(heights) - 1):
+            overlap = max(0.0, gap - (heights[i + 1] - heights[i]))
+            heights[i] -= overlap / 2
+            heights[i + 1] += overlap / 2
+    for (right, _), height, (_, label, color) in zip(points, heights, ends, strict=True):
+        ax.annotate(label, (right + 0.015, height), xycoords="axes fraction", va="center", color=color)
+
+
+def heat(ax, values, label: str, signed: bool = False, top: float | None = None) -> None:
+    """Draw a matrix (rows, columns) as a heat map with its colour bar, both readable for colour-blind eyes.
+
+    label: what the colour says, with its unit. signed: zero is white, one sign purple and the other orange.
+    top: the value that has the last colour; by default the largest, or the 99th percentile where signs count.
+    """
+    values = np.asarray(values)
+    if signed:
+        top = top or float(np.quantile(np.abs(values), 0.99))
+        limits, colours = {"vmin": -top, "vmax": top}, "PuOr_r"
+    else:
+        limits, colours = {"vmin": 0, "vmax": top}, "viridis"
+    image = ax.imshow(values, aspect="auto", interpolation="nearest", cmap=colours, **limits)
+    ax.grid(False)
+    ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.02)
+
+
+def shades(number: int) -> list:
+    """Colours from light to dark blue for series that are in an order, such as layers."""
+    return [plt.get_cmap("Blues")(0.35 + 0.65 * i / max(number - 1, 1)) for i in range(number)]
 
 
 def log_axes(ax, x: Sequence[float], y: bool = True) -> None:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 
 # %% ex-sequential-scan
-def sequential_scan(decay: Tensor, inputs: Tensor, initial_state: Tensor | None = None) -> Tensor:
+def sequential_scan(
+    decay: Tensor, inputs: Tensor, initial_state: Tensor | None = None
+) -> Tensor:
     """The states h[t] = decay[t] * h[t - 1] + inputs[t] of a linear recurrence.
 
     decay, inputs: (T, ...), time first; every other dimension runs by itself.
@@ -51,7 +53,9 @@ def selection(u: Tensor, mixer) -> tuple[Tensor, Tensor, Tensor]:
 
 
 # %% ex-combine
-def combine(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def combine(
+    left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     """One step that does what two steps do: `left`, the earlier one, then `right`.
 
     left, right: (decay, input) of a step h -> decay * h + input.
@@ -76,7 +80,9 @@ def chunked_scan(
     T, rest = len(inputs), -len(inputs) % chunk
     # Steps that change nothing fill the last chunk: decay 1, input 0.
     decay = torch.cat([decay, torch.ones_like(decay[:1]).expand(rest, *decay.shape[1:])])
-    inputs = torch.cat([inputs, torch.zeros_like(inputs[:1]).expand(rest, *inputs.shape[1:])])
+    inputs = torch.cat(
+        [inputs, torch.zeros_like(inputs[:1]).expand(rest, *inputs.shape[1:])]
+    )
     reach, states = decay.unflatten(0, (-1, chunk)), inputs.unflatten(0, (-1, chunk))
     for t in range(1, chunk):  # the same step of every chunk at once
         states[:, t].addcmul_(reach[:, t], states[:, t - 1])
@@ -148,7 +154,9 @@ def hidden_attention(delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     since = torch.cumsum(delta, 0)
     elapsed = since.T.unsqueeze(2) - since.T.unsqueeze(1)  # (D, i, j): delta of j+1 to i
     past = torch.ones(elapsed.shape[1:], device=delta.device).tril().bool()
-    elapsed = elapsed.masked_fill(~past, math.inf)  # exp(-inf) = 0: the future counts for nothing
+    elapsed = elapsed.masked_fill(
+        ~past, math.inf
+    )  # exp(-inf) = 0: the future counts for nothing
     alpha = torch.zeros_like(elapsed)
     for n in range(A.shape[1]):  # one state at a time: (D, T, T) is large enough
         read_write = torch.outer(C[:, n], B[:, n])

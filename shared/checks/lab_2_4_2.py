@@ -158,9 +158,9 @@ def selection(answer):
             ),
         },
     )
-    swapped = {"B and C are swapped: after delta's part x_proj gives B first, then C."}
-    expect_close(B, right[1], "B of 7 steps and 3 states", dict.fromkeys(swapped, lambda: right[2]))
-    expect_close(C, right[2], "C of 7 steps and 3 states", dict.fromkeys(swapped, lambda: right[1]))
+    swapped = "B and C are swapped: after delta's part x_proj gives B first, then C."
+    expect_close(B, right[1], "B of 7 steps and 3 states", {swapped: lambda: right[2]})
+    expect_close(C, right[2], "C of 7 steps and 3 states", {swapped: lambda: right[1]})
     return "delta per channel, B and C shared by all channels, all three from the input."
 
 
@@ -185,7 +185,7 @@ def combine(answer):
         },
     )
     case = _case(4)
-    (left, right), both = zip(case.delta[:2], case.u[:2], strict=True), None
+    left, right = zip(case.delta[:2], case.u[:2], strict=True)
     both = _pair(answer(left, right), "a pair, the decay and the input")
     expect_close(both[0], left[0] * right[0], "decays of three channels at once")
     expect_close(both[1], right[0] * left[1] + right[1], "inputs of three channels at once")
@@ -331,22 +331,27 @@ def mamba_block(answer):
     expect_close(window, cache[0], "the window: the last K - 1 inputs of the convolution")
     expect_close(state, cache[1], "the state after 9 steps")
     for split in (4, 8, 1):
-        first, between = answer(x[:split], mixer)
-        second, _ = answer(x[split:], mixer, between)
-        expect_close(
-            torch.cat([first, second]),
-            right,
-            f"the same 9 steps as {split} and {9 - split}",
-            {
-                "The cache is not used: window and state have to be handed on.": lambda: _restart(x, mixer, split),
-                "The state is not handed on, only the window. (This is what transformers' own path does when it "
-                "continues a cache by several tokens.)": lambda: _restart(x, mixer, split, window=True),
-                "The window is not handed on: the first K - 1 steps still need the inputs before them.": lambda: (
-                    _restart(x, mixer, split, state=True)
-                ),
-            },
-        )
+        _in_two(answer, x, mixer, split, right)
     return "in one piece, and in any two pieces, since window and state are handed on."
+
+
+def _in_two(answer, x, mixer, split, right):
+    """The check of one cut: the second piece goes on with the cache of the first."""
+    first, between = answer(x[:split], mixer)
+    second, _ = answer(x[split:], mixer, between)
+    expect_close(
+        torch.cat([first, second]),
+        right,
+        f"the same 9 steps as {split} and {9 - split}",
+        {
+            "The cache is not used: window and state have to be handed on.": lambda: _restart(x, mixer, split),
+            "The state is not handed on, only the window. (This is what transformers' own path does when it "
+            "continues a cache by several tokens.)": lambda: _restart(x, mixer, split, window=True),
+            "The window is not handed on: the first K - 1 steps still need the inputs before them.": lambda: _restart(
+                x, mixer, split, state=True
+            ),
+        },
+    )
 
 
 def _restart(x, mixer, split, window=False, state=False):
@@ -388,8 +393,8 @@ def hidden_attention(answer):
     quick = answer(400 * c.delta, c.A, c.B, c.C)
     if not torch.isfinite(quick).all():
         raise Wrong(
-            "with large steps nan or inf came. Above the diagonal the exponent is positive and overflows, and inf times "
-            "0 is nan: mask the exponent, not its exponential."
+            "with large steps nan or inf came. Above the diagonal the exponent is positive and overflows, and inf "
+            "times 0 is nan: mask the exponent, not its exponential."
         )
     y, right = torch.einsum("dij,jd->id", came, c.u), scan.selective_scan(
         *(x.T[None] for x in (c.u, c.delta)), c.A, c.B.T[None], c.C.T[None]
