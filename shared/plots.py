@@ -61,7 +61,7 @@ def heat(ax, values, label: str, signed: bool = False, top: float | None = None)
     label: what the colour says, with its unit. signed: zero is white, one sign purple and the other orange.
     top: the value that has the last colour; by default the largest, or the 99th percentile where signs count.
     """
-    values = np.asarray(values)
+    values = np.asarray(getattr(values, "cpu", lambda: values)())
     if signed:
         top = top or float(np.quantile(np.abs(values), 0.99))
         limits, colours = {"vmin": -top, "vmax": top}, "PuOr_r"

@@ -1,8 +1,10 @@
-"""What several tests share: an environment without network, and one run of the solved labs by `make run`."""
+"""What several tests share: an environment without network, one run of the solved labs by `make run`, its outputs."""
 
 import os
+import re
 import subprocess
 
+import nbformat
 import pytest
 
 from shared import notebooks
@@ -27,3 +29,15 @@ def made(no_network) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="module")
+def said(request, made) -> dict[str, str]:
+    """What each cell of the module's LAB printed in that run, by the cell's id."""
+    path = notebooks.BUILD / "executed" / notebooks.path_of(request.module.LAB).name
+    return {cell.id: notebooks.text(cell) for cell in nbformat.read(path, as_version=4).cells}
+
+
+def numbers(text: str) -> list[float]:
+    """The numbers in a text, in order."""
+    return [float(n.replace(",", "")) for n in re.findall(r"-?\d[\d,]*\.?\d*", text)]

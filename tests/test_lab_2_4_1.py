@@ -2,30 +2,20 @@
 
 import re
 
-import nbformat
 import pandas as pd
 import pytest
+from conftest import numbers
 
 from shared import memory, models, notebooks
 from shared.sizes import published_config
 
+LAB = "2.4.1"
 pytestmark = pytest.mark.usefixtures("made")
-
-
-@pytest.fixture(scope="module")
-def said() -> dict[str, str]:
-    """What each cell printed, by the cell's id."""
-    path = notebooks.BUILD / "executed" / notebooks.path_of("2.4.1").name
-    return {cell.id: notebooks.text(cell) for cell in nbformat.read(path, as_version=4).cells}
 
 
 @pytest.fixture(scope="module")
 def swept() -> pd.DataFrame:
     return pd.read_csv(notebooks.BUILD / "results" / "lab-2.4.1-tiny.csv")
-
-
-def numbers(text: str) -> list[float]:
-    return [float(n.replace(",", "")) for n in re.findall(r"-?\d[\d,]*\.?\d*", text)]
 
 
 def test_the_cache_passes_the_state_and_the_weights_where_the_lab_says(said):

@@ -37,6 +37,15 @@ def _states(decay, inputs, h=None, before=False):
     return torch.stack(states[:-1] if before else states[1:])
 
 
+def _untouched(answer, *arguments):
+    """What an answer returns for copies of the arguments; `Wrong` if it has changed them."""
+    given = [x.clone() if isinstance(x, torch.Tensor) else x for x in arguments]
+    came = answer(*given)
+    if not all(torch.equal(g, x) for g, x in zip(given, arguments, strict=True) if isinstance(x, torch.Tensor)):
+        raise Wrong("the arguments were changed, and others still need them: write the result to a new tensor.")
+    return came
+
+
 def _pair(result, what: str, length: int = 2):
     if not isinstance(result, (tuple, list)) or len(result) != length:
         raise Wrong(f"expected {what}, got {result!r}.")
@@ -46,9 +55,8 @@ def _pair(result, what: str, length: int = 2):
 @exercise("2.4.2", "ex-sequential-scan")
 def sequential_scan(answer):
     case = _case(1)
-    decay, inputs = torch.exp(case.delta), case.u
-    decay = 1 / decay
-    kept = decay.clone(), inputs.clone(), case.state[:, 0].clone()
+    decay, inputs, start = torch.exp(-case.delta), case.u, case.state[:, 0]
+    right = _states(decay, inputs)
     mistakes = {
         "That is the state before each step: update first, then store it (off by one in time).": lambda: _states(
             decay, inputs, before=True
@@ -56,19 +64,16 @@ def sequential_scan(answer):
         "The decay of a step belongs to that step: decay[t] multiplies h[t - 1].": lambda: _states(
             torch.cat([decay[:1], decay[:-1]]), inputs
         ),
-        "Only the last state came: every step's state is wanted, (T, ...).": lambda: _states(decay, inputs)[-1],
+        "Only the last state came: every step's state is wanted, (T, ...).": lambda: right[-1],
         "The decay is missing: that is a plain running sum.": lambda: inputs.cumsum(0),
     }
-    expect_close(answer(decay, inputs), _states(decay, inputs), "7 steps of 3 recurrences from zero", mistakes)
-    start = case.state[:, 0]
+    expect_close(_untouched(answer, decay, inputs), right, "7 steps of 3 recurrences from zero", mistakes)
     expect_close(
-        answer(decay, inputs, start),
+        _untouched(answer, decay, inputs, start),
         _states(decay, inputs, start),
         "the same from a given state",
-        {"The initial state is not used: the first step decays it like any other.": lambda: _states(decay, inputs)},
+        {"The initial state is not used: the first step decays it like any other.": lambda: right},
     )
-    if not all(torch.equal(*pair) for pair in zip(kept, (decay, inputs, start), strict=True)):
-        raise Wrong("the states are right, but the arguments were changed: others still need them. Write to a new one.")
     return "every step decays the state that it was given and adds its input."
 
 
@@ -202,10 +207,9 @@ def chunked_scan(answer):
         pieces = zip(decay.split(chunk), inputs.split(chunk), strict=True)
         return torch.cat([_states(a, x, start) for a, x in pieces])
 
-    kept = decay.clone(), inputs.clone()
     lost = "Is the last state handed from chunk to chunk? Every chunk began from zero."
     expect_close(
-        answer(decay, inputs, 4),
+        _untouched(answer, decay, inputs, 4),
         _states(decay, inputs),
         "12 steps in chunks of 4",
         {
@@ -215,13 +219,13 @@ def chunked_scan(answer):
         },
     )
     expect_close(
-        answer(decay[:11], inputs[:11], 4),
+        _untouched(answer, decay[:11], inputs[:11], 4),
         _states(decay, inputs)[:11],
         "11 steps in chunks of 4, so that the last chunk is short",
         {"The last chunk is cut off: T need not be a multiple of the chunk.": lambda: _states(decay, inputs)[:8]},
     )
     expect_close(
-        answer(decay, inputs, 5, case.state),
+        _untouched(answer, decay, inputs, 5, case.state),
         _states(decay, inputs, case.state),
         "12 steps in chunks of 5 from a given state",
         {
@@ -231,9 +235,7 @@ def chunked_scan(answer):
             ),
         },
     )
-    expect_close(answer(decay, inputs, 64), _states(decay, inputs), "12 steps in one chunk of 64")
-    if not (torch.equal(kept[0], decay) and torch.equal(kept[1], inputs)):
-        raise Wrong("the states are right, but the arguments were changed: others still need them. Work on a copy.")
+    expect_close(_untouched(answer, decay, inputs, 64), _states(decay, inputs), "12 steps in one chunk of 64")
     return "each chunk from zero, then the state handed on, decayed as far as each step is away."
 
 
