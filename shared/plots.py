@@ -51,6 +51,7 @@ def end_labels(ax, x: float, ends: Sequence[tuple[float, str, str]], gap: float 
             overlap = max(0.0, gap - (heights[i + 1] - heights[i]))
             heights[i] -= overlap / 2
             heights[i + 1] += overlap / 2
+        heights[0] = max(heights[0], 0.02)
     for (right, _), height, (_, label, color) in zip(points, heights, ends, strict=True):
         ax.annotate(label, (right + 0.015, height), xycoords="axes fraction", va="center", color=color)
 

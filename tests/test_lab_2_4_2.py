@@ -1,0 +1,169 @@
+"""What lab 2.4.2 claims, asserted on the run that `make run` gave."""
+
+import math
+import re
+
+import pytest
+import torch
+from conftest import numbers
+
+from shared import models, notebooks
+from shared.sizes import published_config
+
+LAB = "2.4.2"
+pytestmark = pytest.mark.usefixtures("made")
+
+
+def rows_of(text: str) -> dict[str, list[float]]:
+    """A printed table: the first word of each line -> the numbers after it."""
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if len(line.split()) > 1]
+    return {name: numbers(rest) for name, rest in lines}
+
+
+def test_the_constant_state_blurs_what_the_selective_one_holds(said):
+    constant, selective = (numbers(line)[-1] for line in said["first-figure-numbers"].splitlines())
+    assert selective < 0.05 and constant > 0.5
+
+
+def test_a_recurrence_with_constant_parameters_is_a_convolution(said):
+    assert said["recurrence-is-convolution"].strip().endswith("True")
+
+
+def test_euler_writes_too_much_by_the_factor_that_the_formula_gives(said):
+    found = {n[0]: n[1] for n in map(numbers, said["reading-ones"].splitlines()) if len(n) == 2}
+    found.pop(1.0, None)
+    for x in (0.01, 0.1):
+        assert found[x] == pytest.approx(x / -math.expm1(-x), rel=0.01)
+    settled = numbers(said["reading-ones"].splitlines()[0])[-1]
+    assert settled == pytest.approx(1 / -math.expm1(-1), abs=0.005)
+
+
+def test_one_state_with_exact_discretisation_is_a_gated_recurrent_network(said):
+    assert said["gate-is-sigmoid"].strip().endswith("True")
+
+
+# ---- selection -----------------------------------------------------------------------------------------------------
+
+
+def test_selection_learns_where_the_time_invariant_model_does_not(said):
+    rows = re.findall(r"selects (.+): ([\d.]+) right", said["experiment"])
+    right = {name: float(share) for name, share in rows}
+    assert set(right) == {"none", "delta", "B, C", "all"}
+    assert right["all"] > right["none"] + 0.1  # the gap is about 0.4; how fast each learns depends on the seed
+    chance, position = (numbers(line)[-1] for line in said["experiment-task"].splitlines())
+    assert chance < position < right["none"] + 0.1
+
+
+def test_the_example_is_read_off_the_string(said):
+    read, answers = said["experiment-example"].splitlines()
+    data_tokens = [int(c) for c in read.split()[1] if c.isdigit()]
+    assert data_tokens == [int(n) for n in numbers(answers)] and read.count("?") == len(data_tokens)
+
+
+def test_delta_singles_out_the_data(said):
+    channels, opens, closes = numbers(said["delta-of-a-string"])
+    assert opens >= 3 and opens + closes > channels / 8
+
+
+# ---- the scan ------------------------------------------------------------------------------------------------------
+
+
+def test_steps_are_associative_and_do_not_commute(said):
+    grouped, ordered = said["associative"].splitlines()
+    assert grouped.endswith("True") and numbers(ordered)[-1] > 1
+
+
+def test_every_scan_equals_the_sequential_one(said):
+    for cell in ("doubling-equals", "chunked-equals", "all-agree"):
+        assert "True" in said[cell] and "False" not in said[cell], cell
+    assert set(rows_of(said["all-agree"])) == {"sequential", "doubling", "chunked", "fused", "course", "library"}
+
+
+def test_the_cumulative_product_overflows_where_float32_ends(said):
+    first, _, *others = said["naive-overflows"].splitlines()
+    rate = 0.4
+    assert rate * numbers(first)[0] == pytest.approx(math.log(torch.finfo(torch.float32).max), abs=5)
+    assert all(line.endswith("True") for line in others) and len(others) == 2
+
+
+def test_what_keeps_one_state_takes_a_tenth_of_the_memory(said):
+    """Memory is exact where time is noisy: at the greatest length, in MB."""
+    text = said["time-and-memory"]
+    header = text.splitlines()[-7].split()[1:]
+    assert sorted(header) == header, text
+    peaks = dict(zip(header, numbers(text.splitlines()[-1])[1:], strict=True))
+    laid_out = 4096 * 128 * 16 * 4 / 1e6
+    assert peaks["sequential"] > 2 * laid_out and peaks["library"] > 2 * laid_out
+    assert peaks["doubling"] > peaks["sequential"]
+    assert max(peaks["fused"], peaks["course"]) < min(peaks["sequential"], peaks["library"]) / 8
+
+
+def test_scans_are_linear_within_the_noise_of_the_machine(said):
+    slopes = rows_of(said["slopes"])
+    for name in ("fused", "course", "chunked", "sequential", "library"):
+        slope, error = slopes[name][:2]
+        assert 0.5 < slope < 1.7 and error < 0.5, name
+
+
+def test_the_library_is_slower_than_the_course_and_the_path_is_named(said):
+    text = said["time-and-memory"]
+    assert "library: reference" in text  # these machines have no kernel
+    header, longest = text.splitlines()[1].split()[1:], numbers(text.splitlines()[7])[1:]
+    seconds = dict(zip(header, longest, strict=True))
+    assert seconds["library"] > 1.5 * seconds["course"]
+    assert seconds["doubling"] > seconds["sequential"]
+
+
+# ---- the block -----------------------------------------------------------------------------------------------------
+
+
+def test_the_block_equals_transformers_in_every_layer_and_any_split(said):
+    layers = published_config("tiny/mamba").num_hidden_layers
+    assert said["block-equals"].count(f"in all {layers} layers: True") == 3
+    assert said["any-split"].strip().endswith("True") and "63 ways" in said["any-split"]
+
+
+def test_the_library_is_wrong_when_a_cache_goes_on_by_several_tokens(said):
+    at_once, one_by_one, course = said["library-continues-wrongly"].splitlines()
+    assert "False" in at_once and numbers(at_once)[-1] > 0.01
+    assert "True" in one_by_one
+    assert course.endswith("True")
+
+
+# ---- inside --------------------------------------------------------------------------------------------------------
+
+
+def test_the_states_are_those_that_the_model_carries(said):
+    assert said["true-states"].strip().endswith("True")
+
+
+def test_the_rule_for_b_matters_to_the_trained_model(said):
+    rows = [numbers(line) for line in said["steps-of-the-model"].splitlines()[2:]]
+    assert len(rows) == 4
+    for _, share, change in rows:
+        assert 0.2 < share < 0.8 and change > 0.1
+
+
+def test_memory_decays_as_delta_and_a_predict(said):
+    assert said["first-layer-decays"].strip().endswith("True")
+    (shortest, longest), (median, _, low, high), layers = map(numbers, said["half-lives"].splitlines())
+    assert shortest < 1 and longest > 100  # many half-lives at once
+    assert 0.8 < median < 1.25 and low > 0.6 and high < 1.6
+    assert layers[-1] > layers[0]
+
+
+def test_hidden_attention_is_exact_signed_and_not_normalised(said):
+    assert said["alpha-reproduces"].strip().endswith("True")
+    matrices, negative, sums = said["alpha-numbers"].splitlines()
+    assert numbers(matrices)[0] == published_config("tiny/mamba").intermediate_size
+    assert 20 < numbers(negative)[0] < 80
+    assert numbers(sums)[-1] > 1.5
+
+
+def test_the_download_that_the_header_names_is_that_of_the_published_files():
+    header = next(cell.source for cell in notebooks.read(LAB).cells if cell.id == "needs")
+    published = sum(
+        models.size(name).total * {"float32": 4, "float16": 2}[str(published_config(name).dtype).split(".")[-1]]
+        for name in ("mamba-130m", "pythia-160m")
+    )
+    assert f"{published / 1e9:.2f} GB with `WEIGHTS" in header
