@@ -147,10 +147,11 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(monkeypatch, capsys):
     assert str(notebooks.BUILD) in said and "is full" in said and said.count("\n") == 1
 
 
+@EACH
 @pytest.mark.parametrize("parameter", ["SCALE", "WEIGHTS"])
-def test_an_unknown_parameter_value_stops_the_lab_with_one_sentence(parameter, tmp_path, monkeypatch):
+def test_an_unknown_parameter_value_stops_the_lab_with_one_sentence(lab, parameter, tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "SCALES", ("tiny", "full", "huge"))
-    run = notebooks.execute("2.4.1", folder=tmp_path, **{parameter: "huge"})
+    run = notebooks.execute(lab, folder=tmp_path, **{parameter: "huge"})
     assert f"{parameter} = 'huge' is unknown" in run.error
     notebook = nbformat.read(run.notebook, as_version=4)
     (trace,) = [o.traceback for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"]
@@ -158,11 +159,15 @@ def test_an_unknown_parameter_value_stops_the_lab_with_one_sentence(parameter, t
     assert len(frames) <= 1
 
 
-def test_scale_full_without_the_model_says_what_is_missing_and_how_to_get_it(tmp_path, no_network, monkeypatch):
+@pytest.mark.parametrize(
+    ("lab", "model", "size", "passed"),
+    [("2.4.1", "mamba-2.8b", "11.1 GB", 2), ("2.4.2", "mamba-130m", "517 MB", 0)],  # float32, as published
+)
+def test_scale_full_without_the_model_says_what_is_missing_and_how_to_get_it(
+    lab, model, size, passed, tmp_path, no_network, monkeypatch
+):
     for name, value in no_network.items():
         monkeypatch.setenv(name, value)
-    run = notebooks.execute("2.4.1", scale="full", folder=tmp_path)
-    assert (
-        run.error.startswith("Missing: ") and "mamba-2.8b" in run.error and "11.1 GB" in run.error
-    )  # float32, as published
-    assert run.passed == 2  # what comes before it has run, and what it printed is there
+    run = notebooks.execute(lab, scale="full", folder=tmp_path)
+    assert run.error.startswith("Missing: ") and model in run.error and size in run.error
+    assert run.passed == passed  # what comes before it has run, and what it printed is there
