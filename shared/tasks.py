@@ -227,7 +227,7 @@ def repetition(model: nn.Module, length: int = 32, strings: int = 64, seed: int 
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(model.config.vocab_size, (strings, length), generator=generator).repeat(1, 2)
     with in_transformers():
-        logits = model.eval()(text, use_cache=False).logits[:, :-1].float()
+        logits = model.eval()(text.to(model.device), use_cache=False).logits[:, :-1].float().cpu()
     right = (logits.argmax(-1) == text[:, 1:]).float()
     bits = F.cross_entropy(logits.transpose(1, 2), text[:, 1:], reduction="none") / math.log(2)
     parts = {"first": slice(length - 1), "second": slice(length, None)}
