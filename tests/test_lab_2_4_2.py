@@ -1,13 +1,16 @@
 """What lab 2.4.2 claims, asserted on the run that `make run` gave."""
 
+import itertools
+import json
 import math
 import re
+import statistics
 
 import pytest
 import torch
 from conftest import numbers
 
-from shared import models, notebooks
+from shared import data, models, notebooks
 from shared.sizes import published_config
 
 LAB = "2.4.2"
@@ -158,6 +161,87 @@ def test_hidden_attention_is_exact_signed_and_not_normalised(said):
     assert numbers(matrices)[0] == published_config("tiny/mamba").intermediate_size
     assert 20 < numbers(negative)[0] < 80
     assert numbers(sums)[-1] > 1.5
+
+
+# ---- what a fixed state finds hard ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict:
+    """The curves that stand beside the lab's own runs."""
+    return json.loads((data.DATA / "reference" / "curves.json").read_text())
+
+
+def test_the_zoo_copies_nothing(said):
+    rows = rows_of(said["zoo-copying"])
+    for name in ("mamba", "transformer", "hybrid"):
+        first, second, bits, bits_again = rows[name]
+        assert max(first, second) < 0.02 and bits_again > 0.95 * bits, name
+
+
+@pytest.fixture(scope="module")
+def live(said) -> dict[str, dict[str, dict[int, float]]]:
+    """What the shipped models got right in this run: task -> model -> size -> share."""
+    found = {}
+    for task, table in re.findall(r"(\w+): share right by \w+\n((?:[^:]+\n)+)", said["specialists"]):
+        header, *rows = table.splitlines()
+        found[task] = {r.split()[0]: dict(zip(map(int, header.split()), numbers(r), strict=True)) for r in rows}
+    return found
+
+
+def test_the_hybrid_recalls_and_copies_beyond_its_training(live):
+    assert live["recall"]["hybrid"][32] > 0.9 and live["copying"]["hybrid"][64] > 0.8
+
+
+def test_mamba_fades_with_the_number_of_pairs_also_inside_its_training(live):
+    shares = list(live["recall"]["mamba"].values())
+    assert all(later < earlier + 0.03 for earlier, later in itertools.pairwise(shares))
+    assert shares[0] > 0.95 and live["recall"]["mamba"][16] < live["recall"]["hybrid"][16] - 0.2
+
+
+def test_the_transformer_breaks_off_beyond_its_training(live):
+    copying = live["copying"]["transformer"]
+    assert copying[24] > 0.9 and copying[64] < 0.4
+
+
+def test_what_runs_live_is_what_was_measured_when_it_was_trained(live, shipped):
+    for task, found in live.items():
+        for name, shares in found.items():
+            for size, share in shares.items():
+                assert share == pytest.approx(shipped[task][name][str(size)][0], abs=0.08), (task, name, size)
+
+
+def test_the_size_of_the_state_bounds_recall(shipped):
+    at = {name: shares["16"][0] for name, shares in shipped["recall"].items()}
+    assert at["mamba-2"] < at["mamba"] - 0.1
+    assert at["hybrid-2"] > at["mamba"] + 0.2
+
+
+def test_the_hybrid_learns_faster(shipped):
+    for training in zip(
+        *(shipped["specialists"][name]["training"].values() for name in ("mamba", "hybrid")), strict=True
+    ):
+        mamba, hybrid = (
+            next((s for s, share in zip(t["steps"], t["recall"], strict=True) if share > 0.7), math.inf)
+            for t in training
+        )
+        assert hybrid < mamba / 2
+
+
+def test_in_the_long_run_all_that_selects_ends_above_all_that_does_not(shipped):
+    final = {n: [run["final"] for run in runs.values()] for n, runs in shipped["selective_copying"].items()}
+    for name in ("delta", "BC", "all"):
+        assert min(final[name]) > max(final["none"]), name
+    assert min(final["all"]) > 0.95
+
+
+def test_what_selects_is_right_beyond_the_length_of_its_training(shipped):
+    longest = {n: statistics.median(found["1024"]) for n, found in shipped["induction"].items()}
+    assert longest["all"] > 0.9 and max(longest["none"], longest["attention"]) < 0.7
+
+
+def test_the_published_figures_are_shown_with_their_source(said):
+    assert "2312.00752" in said["published-table"] and "99.8" in said["published-table"]
 
 
 def test_the_download_that_the_header_names_is_that_of_the_published_files():
