@@ -108,7 +108,8 @@ def test_scans_are_linear_within_the_noise_of_the_machine(said):
         slope, error = slopes[name][:2]
         assert 0.5 < slope < 1.7 and error < 0.5, name
     gains = [numbers(line)[0] for line in said["slopes"].splitlines() if line.startswith("library over")]
-    assert len(gains) == 2 and min(gains) > 1.2
+    fused, course = gains  # about 2 and 8 on a quiet machine
+    assert fused > 1 and course > 2
 
 
 def test_the_library_is_slower_than_the_course_and_the_path_is_named(said):
@@ -232,11 +233,23 @@ def test_the_hybrid_learns_faster(shipped):
         assert hybrid < mamba / 2
 
 
-def test_in_the_long_run_all_that_selects_ends_above_all_that_does_not(shipped):
+def test_in_the_long_run_a_selective_delta_ends_above_no_selection_in_every_run(shipped):
     final = {n: [run["final"] for run in runs.values()] for n, runs in shipped["selective_copying"].items()}
-    for name in ("delta", "BC", "all"):
+    assert min(len(runs) for runs in final.values()) >= 3
+    for name in ("delta", "all"):
         assert min(final[name]) > max(final["none"]), name
-    assert min(final["all"]) > 0.95
+    order = [statistics.median(final[name]) for name in ("none", "BC", "delta", "all")]
+    assert order == sorted(order)  # as in the paper's ablation
+    assert min(final["BC"]) < max(final["none"])  # "overlap"
+
+
+def test_the_transformer_is_first_off_the_ground(shipped):
+    early = {
+        name: [run["accuracy"][run["steps"].index(200)] for run in runs.values()]
+        for name, runs in shipped["selective_copying"].items()
+    }
+    others = [statistics.median(early[name]) for name in ("none", "BC", "delta", "all")]
+    assert statistics.median(early["attention"]) > max(others)
 
 
 def test_what_selects_is_right_beyond_the_length_of_its_training(shipped):

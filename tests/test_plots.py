@@ -5,6 +5,7 @@ import itertools
 import matplotlib
 import pandas as pd
 import pytest
+import torch
 
 matplotlib.use("Agg")
 
@@ -44,6 +45,38 @@ def test_a_line_is_labelled_at_its_end():
     (label,) = ax.texts
     assert label.get_text() == "Mamba" and tuple(label.xy) == (4, 4.0) and ax.get_legend() is None
     plt.close(fig)
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_labels_at_the_ends_keep_their_order_and_do_not_overlap(scale):
+    fig, ax = plots.figure()
+    values = {"a": 1.0, "b": 1.001, "c": 1.002, "d": 9.0}
+    for y in values.values():
+        ax.plot([1, 2], [y, y])
+    ax.set_yscale(scale)
+    plots.end_labels(ax, 2, [(y, name, "black") for name, y in reversed(values.items())])
+    heights = {label.get_text(): label.xy[1] for label in ax.texts}
+    assert sorted(heights, key=heights.get) == ["a", "b", "c", "d"]
+    assert all(b - a > 0.055 for a, b in itertools.pairwise(sorted(heights.values())))
+    assert min(heights.values()) > 0 and heights["d"] == pytest.approx(0.95, abs=0.02)
+    plt.close(fig)
+
+
+def test_a_signed_heat_map_is_white_at_zero_and_an_unsigned_one_begins_there():
+    fig, ax = plots.figure()
+    plots.heat(ax, torch.tensor([[-4.0, 0.0, 1.0]]), "change", signed=True)
+    image = ax.images[0]
+    assert min(image.cmap(image.norm(0.0))[:3]) > 0.95 and image.norm.vmin == -image.norm.vmax
+    plt.close(fig)
+    fig, ax = plots.figure()
+    plots.heat(ax, [[1.0, 2.0]], "size")
+    assert ax.images[0].norm.vmin == 0
+    plt.close(fig)
+
+
+def test_shades_grow_darker():
+    levels = [sum(colour[:3]) for colour in plots.shades(5)]
+    assert levels == sorted(levels, reverse=True) and len(set(levels)) == 5
 
 
 @pytest.mark.parametrize(("tokens", "text"), [(256, "256"), (1024, "1K"), (4096, "4K"), (131072, "128K")])
