@@ -57,6 +57,14 @@ def test_selection_learns_where_the_time_invariant_model_does_not(said):
     assert chance < position < right["none"] + 0.1
 
 
+def test_a_selective_delta_carries_induction_beyond_its_training_and_a_fixed_kernel_does_not(said):
+    rows = {n: v for n, v in rows_of(said["induction"].split("all: ")[1]).items() if len(v) >= 5}
+    assert min(rows["delta"][0], rows["all"][0], rows["none"][0]) > 0.85  # at 16 all know it
+    for name in ("delta", "all"):
+        assert rows[name][1] > rows["none"][1] + 0.2 and rows[name][4] > rows["none"][4] + 0.3, name
+    assert rows["none"][4] < 0.3
+
+
 def test_the_example_is_read_off_the_string(said):
     read, answers = said["experiment-example"].splitlines()
     data_tokens = [int(c) for c in read.split()[1] if c.isdigit()]
