@@ -3,6 +3,7 @@
 All cases are in float64, so that an answer is right or wrong and never a matter of rounding.
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -46,6 +47,11 @@ def _untouched(answer, *arguments):
     return came
 
 
+def _first(function, *arguments, **faults):
+    """What a wrong answer's first result is, computed only when somebody asks."""
+    return lambda: function(*arguments, **faults)[0]
+
+
 def _pair(result, what: str, length: int = 2):
     if not isinstance(result, (tuple, list)) or len(result) != length:
         raise Wrong(f"expected {what}, got {result!r}.")
@@ -80,19 +86,17 @@ def sequential_scan(answer):
 @exercise("2.4.2", "ex-discretise")
 def discretise(answer):
     case = _case(2)
-    step, B = case.delta[:, :, None], case.B[:, None, :]
+    step, A, B = case.delta[:, :, None], case.A, case.B[:, None, :]
     A_bar, B_bar = _pair(answer(case.delta, case.A, case.B), "two tensors, A_bar and B_bar")
     expect_close(
         A_bar,
-        torch.exp(step * case.A),
+        torch.exp(step * A),
         "A_bar of 7 steps, 3 channels and 2 states",
         {
-            "A is negative already: with another minus sign the state grows (A's sign).": lambda: torch.exp(
-                -step * case.A
-            ),
-            "That is the Euler rule for A, 1 + delta A: zero-order hold is its exponential.": lambda: 1 + step * case.A,
-            "The exponential is missing: that is delta A.": lambda: step * case.A,
-            "delta belongs inside the exponential: exp(delta A), not delta exp(A).": lambda: step * torch.exp(case.A),
+            "A is negative already: another minus sign lets the state grow (A's sign).": lambda: torch.exp(-step * A),
+            "That is the Euler rule for A, 1 + delta A: zero-order hold is its exponential.": lambda: 1 + step * A,
+            "The exponential is missing: that is delta A.": lambda: step * A,
+            "delta belongs inside the exponential: exp(delta A), not delta exp(A).": lambda: step * torch.exp(A),
         },
     )
     expect_close(
@@ -100,10 +104,10 @@ def discretise(answer):
         step * B,
         "B_bar of the same",
         {
-            "That is the exact zero-order hold of B. Mamba's code has the simpler delta B.": lambda: (
-                torch.expm1(step * case.A) / case.A * B
+            "That is the exact zero-order hold of B. Mamba has the simpler delta B.": lambda: (
+                torch.expm1(step * A) / A * B
             ),
-            "delta is missing: a step that takes no time must write nothing.": lambda: B.expand_as(step * case.A),
+            "delta is missing: a step that takes no time must write nothing.": lambda: B.expand_as(step * A),
         },
     )
     return "exp(delta A) forgets, delta B writes; both stand still at delta = 0."
@@ -113,12 +117,10 @@ def _mixer(seed: int, width: int = 5, D: int = 6, N: int = 3, rank: int = 2, ker
     """The parts of a MambaMixer under transformers' names, in float64."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        linear = lambda i, o, bias=False: torch.nn.Linear(i, o, bias, dtype=torch.float64).requires_grad_(False)  # noqa: E731
+        linear = lambda i, o, bias=False: torch.nn.Linear(i, o, bias).double().requires_grad_(False)  # noqa: E731
         return SimpleNamespace(
             in_proj=linear(width, 2 * D),
-            conv1d=torch.nn.Conv1d(D, D, kernel, groups=D, padding=kernel - 1, dtype=torch.float64).requires_grad_(
-                False
-            ),
+            conv1d=torch.nn.Conv1d(D, D, kernel, groups=D, padding=kernel - 1).double().requires_grad_(False),
             x_proj=linear(D, rank + 2 * N),
             dt_proj=linear(rank, D, bias=True),
             A_log=torch.randn(D, N, dtype=torch.float64),
@@ -142,25 +144,17 @@ def _selection(u, mixer, activation=F.softplus, bias=True):
 def selection(answer):
     mixer, u = _mixer(3), _case(3, D=6).u
     delta, B, C = _pair(answer(u, mixer), "three tensors, delta, B and C", 3)
-    right = _selection(u, mixer)
+    right, wrong = _selection(u, mixer), partial(_first, _selection, u, mixer)
     expect_close(
         delta,
         right[0],
         "delta of 7 steps and 6 channels",
         {
-            "softplus is missing: a step size has to be positive.": lambda: _selection(u, mixer, lambda x: x)[0],
-            "softplus, not exp: it grows like its argument, not like an explosion.": lambda: _selection(
-                u, mixer, torch.exp
-            )[0],
-            "softplus, not the sigmoid: a step size has no upper bound.": lambda: _selection(u, mixer, torch.sigmoid)[
-                0
-            ],
-            "dt_proj's bias is missing: it sets the step size that a channel has at rest.": lambda: _selection(
-                u, mixer, bias=False
-            )[0],
-            "That is what x_proj gives for delta: dt_proj still has to spread it over the channels.": lambda: (
-                mixer.x_proj(u)[:, :2]
-            ),
+            "softplus is missing: a step size has to be positive.": wrong(lambda x: x),
+            "softplus, not exp: it grows like its argument, not like an explosion.": wrong(torch.exp),
+            "softplus, not the sigmoid: a step size has no upper bound.": wrong(torch.sigmoid),
+            "dt_proj's bias is missing: it sets the step size that a channel has at rest.": wrong(bias=False),
+            "That is x_proj's part: dt_proj still has to spread it over the channels.": lambda: mixer.x_proj(u)[:, :2],
         },
     )
     swapped = "B and C are swapped: after delta's part x_proj gives B first, then C."
@@ -201,41 +195,38 @@ def combine(answer):
 def chunked_scan(answer):
     case = _case(5, T=12)
     decay, inputs = torch.exp(case.delta[:, :, None] * case.A), case.u[:, :, None] * case.B[:, None, :]
+    right = _states(decay, inputs)
 
     def apart(chunk, start=None):
         """Every chunk from zero, or from the given state: the state is not handed on."""
         pieces = zip(decay.split(chunk), inputs.split(chunk), strict=True)
         return torch.cat([_states(a, x, start) for a, x in pieces])
 
-    lost = "Is the last state handed from chunk to chunk? Every chunk began from zero."
     expect_close(
         _untouched(answer, decay, inputs, 4),
-        _states(decay, inputs),
+        right,
         "12 steps in chunks of 4",
         {
-            lost: lambda: apart(4),
-            "The state handed on has to decay inside the next chunk: every step of it adds the state times the product "
-            "of the decays so far.": lambda: _handed(decay, inputs, 4),
+            "Is the last state handed from chunk to chunk? Every chunk began from zero.": lambda: apart(4),
+            "The state handed on has to decay inside the next chunk, step by step.": lambda: _handed(decay, inputs, 4),
         },
     )
     expect_close(
         _untouched(answer, decay[:11], inputs[:11], 4),
-        _states(decay, inputs)[:11],
+        right[:11],
         "11 steps in chunks of 4, so that the last chunk is short",
-        {"The last chunk is cut off: T need not be a multiple of the chunk.": lambda: _states(decay, inputs)[:8]},
+        {"The last chunk is cut off: T need not be a multiple of the chunk.": lambda: right[:8]},
     )
     expect_close(
         _untouched(answer, decay, inputs, 5, case.state),
         _states(decay, inputs, case.state),
         "12 steps in chunks of 5 from a given state",
         {
-            "The first chunk starts from the initial state; here it started from zero.": lambda: _states(decay, inputs),
-            "Every chunk began from the initial state: only the first does, the others from the state before.": (
-                lambda: apart(5, case.state)
-            ),
+            "The first chunk starts from the initial state; here it started from zero.": lambda: right,
+            "Every chunk began from the initial state: only the first one does.": lambda: apart(5, case.state),
         },
     )
-    expect_close(_untouched(answer, decay, inputs, 64), _states(decay, inputs), "12 steps in one chunk of 64")
+    expect_close(_untouched(answer, decay, inputs, 64), right, "12 steps in one chunk of 64")
     return "each chunk from zero, then the state handed on, decayed as far as each step is away."
 
 
@@ -271,13 +262,11 @@ def fused_scan(answer):
         right,
         "y of 7 steps and 3 channels",
         {
-            "D u, the skip from input to output, is missing.": lambda: by(D=None)[0],
-            "B and C are swapped: B writes into the state, C reads from it.": lambda: by(B=c.C, C=c.B)[0],
+            "D u, the skip from input to output, is missing.": _first(by, D=None),
+            "B and C are swapped: B writes into the state, C reads from it.": _first(by, B=c.C, C=c.B),
             "The output reads the state after the step, not before it (off by one in time).": lagging,
-            "A is negative already: with another minus sign the state grows (A's sign).": lambda: by(A=-c.A)[0],
-            "delta is missing from the input: a step writes delta B u.": lambda: (
-                by(u=c.u / c.delta, D=None)[0] + c.D * c.u
-            ),
+            "A is negative already: with another minus sign the state grows (A's sign).": _first(by, A=-c.A),
+            "delta is missing from the input: a step writes delta B u.": _first(by, u=c.u / c.delta, D=c.D * c.delta),
         },
     )
     expect_close(h, last, "the state after the last step")
@@ -290,13 +279,13 @@ def fused_scan(answer):
     return "one state, updated and read in the same step."
 
 
-def _block(x, mixer, cache=None, sign=-1, skip=True, gated=True, act=F.silu, aligned=True, **selecting):
+def _block(x, mixer, cache=None, sign=-1, skip=True, gated=True, act=F.silu, ahead=False, **selecting):
     """A Mamba block with the course's scan; the flags make it wrong in one way each."""
     hidden, gate = mixer.in_proj(x).chunk(2, 1)
     D, kernel = hidden.shape[1], mixer.conv1d.weight.shape[-1]
     past, state = cache or (hidden.new_zeros(kernel - 1, D), None)
     hidden = torch.cat([past, hidden])
-    seen = hidden if aligned else torch.cat([hidden[1:], hidden.new_zeros(1, D)])
+    seen = torch.cat([hidden[1:], hidden.new_zeros(1, D)]) if ahead else hidden
     u = act(F.conv1d(seen.T, mixer.conv1d.weight, mixer.conv1d.bias, groups=D).T)
     delta, B, C = (t.T[None] for t in _selection(u, mixer, **selecting))
     y, state = scan.selective_scan(
@@ -310,23 +299,19 @@ def _block(x, mixer, cache=None, sign=-1, skip=True, gated=True, act=F.silu, ali
 @exercise("2.4.2", "ex-mamba-block")
 def mamba_block(answer):
     mixer, x = _mixer(7), _case(7, T=9, D=5).u
-    right, cache = _block(x, mixer)
+    (right, cache), wrong = _block(x, mixer), partial(_first, _block, x, mixer)
     out, came = _pair(answer(x, mixer), "the output and the cache")
     expect_close(
         out,
         right,
         "9 steps through a block of width 5",
         {
-            "A is -exp(A_log): without the minus sign the state grows (A's sign).": lambda: _block(x, mixer, sign=1)[0],
-            "D u, the skip around the scan, is missing.": lambda: _block(x, mixer, skip=False)[0],
-            "The gate is missing: y times SiLU of the second half of in_proj.": lambda: _block(x, mixer, gated=False)[
-                0
-            ],
-            "SiLU after the convolution is missing.": lambda: _block(x, mixer, act=lambda t: t)[0],
-            "softplus is missing from delta.": lambda: _block(x, mixer, activation=lambda t: t)[0],
-            "The convolution looks ahead: put its K - 1 zeros before the first step, none behind.": lambda: _block(
-                x, mixer, aligned=False
-            )[0],
+            "A is -exp(A_log): without the minus sign the state grows (A's sign).": wrong(sign=1),
+            "D u, the skip around the scan, is missing.": wrong(skip=False),
+            "The gate is missing: y times SiLU of the second half of in_proj.": wrong(gated=False),
+            "SiLU after the convolution is missing.": wrong(act=lambda t: t),
+            "softplus is missing from delta.": wrong(activation=lambda t: t),
+            "The convolution looks ahead: put its K - 1 zeros before the first step, none behind.": wrong(ahead=True),
         },
     )
     window, state = _pair(came, "a cache of two tensors, the window and the state")
@@ -341,17 +326,15 @@ def _in_two(answer, x, mixer, split, right):
     """The check of one cut: the second piece goes on with the cache of the first."""
     first, between = answer(x[:split], mixer)
     second, _ = answer(x[split:], mixer, between)
+    again = lambda **kept: lambda: _restart(x, mixer, split, **kept)  # noqa: E731
     expect_close(
         torch.cat([first, second]),
         right,
         f"the same 9 steps as {split} and {9 - split}",
         {
-            "The cache is not used: window and state have to be handed on.": lambda: _restart(x, mixer, split),
-            "The state is not handed on, only the window. (This is what transformers' own path does when it "
-            "continues a cache by several tokens.)": lambda: _restart(x, mixer, split, window=True),
-            "The window is not handed on: the first K - 1 steps still need the inputs before them.": lambda: _restart(
-                x, mixer, split, state=True
-            ),
+            "The cache is not used: window and state have to be handed on.": again(),
+            "The state is not handed on, only the window: so does transformers' own path.": again(window=True),
+            "The window is not handed on: the first K - 1 steps need the inputs before them.": again(state=True),
         },
     )
 
@@ -375,23 +358,19 @@ def hidden_attention(answer):
                 alpha[:, i, j] = (torch.exp(steps[:, None] * A) * B[j] * C[i]).sum(1) * weight[j]
         return alpha
 
-    # One channel is so quick that exp of its future overflows: what is masked too late is nan.
     mistakes = {
-        "Off by one in time: the input of step j enters undecayed, so the sum of delta starts at j + 1.": lambda: by(
-            shift=1
-        ),
+        "Off by one in time: input j enters undecayed, so the sum of delta starts at j + 1.": lambda: by(shift=1),
         "delta_j is missing: a step writes delta B u.": lambda: by(weight=torch.ones_like(c.delta)),
         "B and C are swapped: C reads at step i, B writes at step j.": lambda: by(C=c.B, B=c.C),
         "The matrix is transposed: row i is the output, column j the input.": lambda: by().transpose(1, 2),
         "A is negative already: with another minus sign the past grows (A's sign).": lambda: by(A=-c.A),
     }
     came = answer(c.delta, c.A, c.B, c.C)
-    if isinstance(came, torch.Tensor) and came.shape == (3, 7, 7) and came.triu(1).abs().max() > 0:
-        wrong = by().transpose(1, 2)
-        if (came - wrong).abs().max() > 1e-6:
-            raise Wrong("steps after i count in output i. The future counts for nothing: everything above the diagonal "
-                        "is 0.")  # fmt: skip
+    looks_ahead = isinstance(came, torch.Tensor) and came.shape == (3, 7, 7) and came.triu(1).abs().max() > 0
+    if looks_ahead and came.tril(-1).abs().max() > 0:  # else it is transposed
+        raise Wrong("inputs after i count in output i. The future counts for nothing: above the diagonal all is 0.")
     expect_close(came, by(), "alpha of 3 channels and 7 steps", mistakes)
+    # So quick that exp of the future overflows: what is masked too late is nan.
     quick = answer(400 * c.delta, c.A, c.B, c.C)
     if not torch.isfinite(quick).all():
         raise Wrong(
