@@ -225,10 +225,10 @@ def test_what_runs_live_is_what_was_measured_when_it_was_trained(live, shipped):
 
 
 def test_the_size_of_the_state_bounds_recall(shipped):
-    at = {name: shares["16"][0] for name, shares in shipped["recall"].items()}
-    assert at["mamba-2"] < at["mamba-4"] - 0.1
-    assert abs(at["mamba-4"] - at["mamba"]) < 0.1  # "nothing is gained yet"
-    assert at["hybrid-2"] > max(at["mamba"], at["mamba-4"]) + 0.2
+    at = {name: shares["16"] for name, shares in shipped["recall"].items()}
+    assert max(at["mamba-2"]) < min(at["mamba-4"] + at["mamba"]) - 0.1
+    assert min(at["mamba"]) < statistics.mean(at["mamba-4"]) < max(at["mamba"])  # "smaller than between two runs"
+    assert min(at["hybrid-2"]) > max(at["mamba"] + at["mamba-4"]) + 0.2
 
 
 def test_the_hybrid_learns_faster(shipped):
