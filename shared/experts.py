@@ -1,0 +1,284 @@
+"""Which experts a Mixture-of-Experts model of transformers really dispatches to, token by token.
+
+    with experts.capture(model) as trace:
+        model.generate(**batch, max_new_tokens=20)
+    trace.indices[layer]  # (B, T, k)
+    trace.frame()         # one row per token, layer and rank
+
+transformers fuses the experts of a layer into one module and calls it as `experts(hidden, indices, weights)`. A hook in
+front of that call sees what is dispatched, whatever the router did before it: a selection bias, groups, a correction.
+Hooks on single experts see nothing, and the top k of the router's logits are not the choice of a router with a bias.
+
+Shapes: B sequences, T tokens of the longest one, E experts of a layer, k experts per token.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from shared.errors import BadInput, CourseError
+
+
+@contextmanager
+def capture(model: nn.Module, counts_only: bool = False) -> Iterator["Trace"]:
+    """Trace every forward of `model` inside the with; the hooks are gone after it, whatever ends it.
+
+    Args:
+        model: a model of transformers with experts. Call it or its `generate`: a call of a part is not seen.
+        counts_only: keep one number per layer and expert instead of every choice, so that a book can be traced.
+
+    Raises: BadInput for a dense model, and for one whose blocks do not call `experts(hidden, indices, weights)`.
+    """
+    watched = experts_modules(model)
+    trace = Trace(model, {layer: _experts(module) for layer, module in watched.items()}, counts_only)
+    with ExitStack() as hooks:
+        hooks.callback(model.register_forward_pre_hook(trace._begin, with_kwargs=True).remove)
+        for layer, module in watched.items():
+            hooks.callback(module.register_forward_pre_hook(trace._dispatch(layer)).remove)
+        # It is not called when the forward raises: a half-finished call stays out of the trace.
+        hooks.callback(model.register_forward_hook(trace._end).remove)
+        yield trace
+
+
+def experts_modules(model: nn.Module) -> dict[int, nn.Module]:
+    """Layer -> the module that its block calls as `experts(hidden, indices, weights)`. Raises as `capture` does."""
+    found = {}
+    for name, module in model.named_modules():
+        # JetMoE and Llama 4 have a module of this name, which is called with the hidden states alone.
+        if name.split(".")[-1] == "experts" and len(inspect.signature(module.forward).parameters) >= 3:
+            layer = next((int(part) for part in name.split(".") if part.isdigit()), 0)
+            if layer in found:
+                raise BadInput(
+                    f"Two modules named experts stand in layer {layer}: capture a part of the model instead."
+                )
+            found[layer] = module
+    if found:
+        return found
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if named := _expert_fields(model):
+        raise BadInput(
+            f"The config of this {kind} model names experts ({named}), but no module is called as experts(hidden, "
+            "indices, weights), which is what capture watches: trace another model, or hook this one's router yourself."
+        )
+    raise BadInput(f"This {kind} model is dense: it has no experts to trace.")
+
+
+def _expert_fields(model: nn.Module) -> str:
+    if not hasattr(config := getattr(model, "config", None), "get_text_config"):
+        return ""
+    fields = config.get_text_config().to_dict().items()
+    return ", ".join(
+        f"{name}={value}" for name, value in fields if "num_experts" in name.replace("_local", "") and value
+    )
+
+
+@dataclass
+class _Run:
+    """B sequences that one call begins and later calls with the same cache continue."""
+
+    start: torch.Tensor  # (B,) tokens of each sequence that the cache held before the trace
+    calls: list["_Call"] = field(default_factory=list)
+
+
+@dataclass
+class _Call:
+    """One forward: tokens and real (B, t), and per layer what was dispatched, (B * t, k) twice, or counts (E,)."""
+
+    run: _Run
+    cache: object
+    tokens: torch.Tensor
+    real: torch.Tensor | None  # None: no padding
+    layers: dict = field(default_factory=dict)
+
+
+class Trace:
+    """What `capture` saw. A call with the cache of an earlier one continues its sequences; any other begins new ones.
+
+    So cached generation of n tokens gives B sequences of prompt + n - 1 tokens (the last token is never fed back), and
+    generation without a cache gives B new sequences at each step, because it dispatches them all again. With beams
+    the sequences are the model's rows: after a beam is dropped, a row goes on with another beam's tokens.
+    Gradient checkpointing runs layers again during backward, outside of any forward: that is not counted.
+    """
+
+    def __init__(self, model: nn.Module, experts: dict[int, int], counts_only: bool):
+        self._names = list(inspect.signature(model.forward).parameters)
+        self._experts = experts  # layer -> E
+        self._counts: dict[int, torch.Tensor] | None = {} if counts_only else None
+        self._runs: list[_Run] = []
+        self._by_cache = WeakKeyDictionary()  # does not keep a model's cache alive
+        self._call: _Call | None = None
+        self._joined: dict | None = None
+
+    # ---- what you read ----------------------------------------------------------------------------------------------
+
+    @property
+    def indices(self) -> dict[int, torch.Tensor]:
+        """Layer -> experts (B, T, k) int64, the one with the largest weight first; -1 at padding, and where the
+        router chose to skip (index E and beyond in transformers). Shorter sequences are padded at the right."""
+        return self._join()["indices"]
+
+    @property
+    def weights(self) -> dict[int, torch.Tensor]:
+        """Layer -> weights (B, T, k) float32 as dispatched, in the order of `indices`; 0 where those are -1."""
+        return self._join()["weights"]
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """(B, T) int64 token ids; -1 at padding, and everywhere if the model was given embeddings."""
+        return self._join()["tokens"]
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """(B, T) int64 position in the sequence, padding not counted; -1 at padding."""
+        return self._join()["positions"]
+
+    @property
+    def counts(self) -> dict[int, torch.Tensor]:
+        """Layer -> how often each expert was chosen, (E,) int64, padding not counted."""
+        if self._counts is None:
+            chosen = self._join()["indices"]
+            return {n: torch.bincount(i[i >= 0], minlength=self._experts[n]) for n, i in chosen.items()}
+        if not self._counts:
+            raise self._nothing()
+        return dict(self._counts)
+
+    def frame(self):
+        """A tidy DataFrame: sequence, position, token, layer, rank (0 has the largest weight), expert, weight."""
+        import pandas as pd
+
+        joined = self._join()
+        layers, width = list(joined["indices"]), max(i.shape[-1] for i in joined["indices"].values())
+        stack = lambda rows, value: torch.stack(  # noqa: E731
+            [nn.functional.pad(r, (0, width - r.shape[-1]), value=value) for r in rows.values()], dim=2
+        )
+        expert, weight = stack(joined["indices"], -1), stack(joined["weights"], 0)
+        sequence, column, layer, rank = where = (expert >= 0).nonzero(as_tuple=True)
+        columns = {
+            "sequence": sequence,
+            "position": joined["positions"][sequence, column],
+            "token": joined["tokens"][sequence, column],
+            "layer": torch.tensor(layers)[layer],
+            "rank": rank,
+            "expert": expert[where],
+            "weight": weight[where],
+        }
+        return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+
+    # ---- what the hooks write ---------------------------------------------------------------------------------------
+
+    def _begin(self, model, args, kwargs) -> None:
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        tokens = given.get("input_ids")
+        if tokens is None:
+            tokens = given["inputs_embeds"].new_full(given["inputs_embeds"].shape[:2], -1, dtype=torch.int64)
+        cache, mask = given.get("past_key_values"), given.get("attention_mask")
+        seen = int(cache.get_seq_length()) if cache is not None else 0
+        run = self._by_cache.get(cache) if seen else None
+        if run is None or len(run.start) != len(tokens):
+            two = seen and getattr(mask, "ndim", 0) == 2
+            run = _Run(mask[:, :seen].sum(1).cpu() if two else torch.full((len(tokens),), seen))
+        self._call = _Call(run, cache, tokens.clone(), _real(mask, tokens, seen))
+
+    def _dispatch(self, layer: int):
+        E = self._experts[layer]
+
+        def hook(experts, args):
+            if (call := self._call) is None:
+                return
+            _, indices, weights = args
+            indices = indices.reshape(-1, indices.shape[-1])
+            if len(indices) != call.tokens.numel():
+                rows = f"{len(indices)} rows for {len(call.tokens)} x {call.tokens.shape[1]} tokens"
+                raise CourseError(f"Layer {layer} dispatches {rows}: capture the language model alone.")
+            if self._counts is None:  # a copy: some experts work in place on what they are given
+                call.layers[layer] = indices.to(torch.int32, copy=True), weights.detach().reshape(indices.shape).clone()
+            else:
+                chosen = indices if call.real is None else indices[call.real.flatten()]
+                call.layers[layer] = torch.bincount(chosen.flatten(), minlength=E)[:E]
+
+        return hook
+
+    def _end(self, model, args, output) -> None:
+        call, self._call, self._joined = self._call, None, None
+        if not call.layers:
+            raise CourseError("The model ran and none of its experts did: compile it inside the with, or not at all.")
+        if self._counts is not None:
+            for layer, counts in call.layers.items():
+                self._counts[layer] = self._counts.get(layer, 0) + counts.cpu()
+            return
+        # Moved once per call, not per layer: each move waits for a GPU.
+        call.layers = {layer: (i.cpu(), w.cpu()) for layer, (i, w) in call.layers.items()}
+        call.tokens = call.tokens.cpu()
+        call.real = torch.ones_like(call.tokens, dtype=torch.bool) if call.real is None else call.real.cpu()
+        if not call.run.calls:
+            self._runs.append(call.run)
+        call.run.calls.append(call)
+        cache = call.cache if call.cache is not None else getattr(output, "past_key_values", None)
+        call.cache = None
+        if cache is not None:
+            self._by_cache[cache] = call.run
+
+    # ---- from calls to sequences ------------------------------------------------------------------------------------
+
+    def _nothing(self) -> CourseError:
+        return CourseError("Nothing was traced: call the model that capture was given, itself, inside the with.")
+
+    def _join(self) -> dict:
+        if self._counts is not None:
+            raise CourseError("This trace keeps counts only: read trace.counts, or capture without counts_only.")
+        if not self._runs:
+            raise self._nothing()
+        if self._joined is None:
+            real = _grid(self._runs, lambda call: call.real.flatten(), False)
+            before = torch.cat([run.start for run in self._runs])
+            self._joined = {
+                "tokens": _grid(self._runs, lambda call: call.tokens.flatten(), -1).masked_fill(~real, -1),
+                "positions": (real.long().cumsum(1) - 1 + before[:, None]).masked_fill(~real, -1),
+                "indices": {},
+                "weights": {},
+            }
+            for layer in sorted(self._runs[0].calls[0].layers):
+                weights = _grid(self._runs, lambda call, n=layer: call.layers[n][1], 0).float()
+                indices = _grid(self._runs, lambda call, n=layer: call.layers[n][0], -1).long()
+                # The column order is the router's; its topk may be unsorted, or sorted by something else.
+                order = weights.argsort(dim=-1, descending=True, stable=True)
+                weights, indices = weights.gather(-1, order), indices.gather(-1, order)
+                none = ~real[..., None] | (indices < 0) | (indices >= self._experts[layer])
+                self._joined["indices"][layer] = indices.masked_fill(none, -1)
+                self._joined["weights"][layer] = weights.masked_fill(none, 0)
+        return self._joined
+
+
+def _grid(runs: list[_Run], get, value) -> torch.Tensor:
+    """What `get` takes out of each call, in rows of its tokens, as one tensor (all B, longest T, ...), else `value`."""
+    whole = [torch.cat([get(c).unflatten(0, c.tokens.shape) for c in run.calls], dim=1) for run in runs]
+    longest = max(rows.shape[1] for rows in whole)
+    ends = [rows.new_full((len(rows), longest - rows.shape[1], *rows.shape[2:]), value) for rows in whole]
+    return torch.cat([torch.cat(pair, dim=1) for pair in zip(whole, ends, strict=True)])
+
+
+def _experts(module: nn.Module) -> int:
+    # LongCat counts its identity experts in the shape alone.
+    return getattr(module, "num_experts", None) or max(p.shape[0] for p in module.parameters() if p.ndim == 3)
+
+
+def _real(mask, tokens: torch.Tensor, seen: int) -> torch.Tensor | None:
+    """(B, T) bool: which tokens of a call are not padding, by the mask it was given; None where all are tokens."""
+    if isinstance(mask, dict):  # generate with a static cache: one mask for each kind of attention
+        mask = next((kind for kind in mask.values() if kind is not None), None)
+    if mask is None:
+        return None
+    B, T = tokens.shape
+    if mask.ndim == 2 and mask.shape[1] >= seen + T:  # it covers the cache and then the call
+        real = mask[:, seen : seen + T].bool()
+    elif mask.ndim == 4:  # (B, 1, T, keys): padding at the left attends to nothing
+        allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        real = allowed.any(-1)[:, 0].expand(B, T)
+    else:
+        raise BadInput(f"An attention mask of shape {tuple(mask.shape)} does not say which of {B} x {T} are padding.")
+    return None if real.all() else real.to(tokens.device)
