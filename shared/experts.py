@@ -118,8 +118,11 @@ class Trace:
 
     @property
     def indices(self) -> dict[int, torch.Tensor]:
-        """Layer -> experts (B, T, k) int64, the one with the largest weight first; -1 at padding, and where the
-        router chose to skip (index E and beyond in transformers). Shorter sequences are padded at the right."""
+        """Layer -> experts (B, T, k) int64, the one with the largest weight first; -1 at padding.
+
+        Also -1 where no expert works: transformers writes a skip as index E, and Zaya's as expert 0 with weight 0.
+        Sequences shorter than the longest are padded at the right.
+        """
         return self._join()["indices"]
 
     @property
@@ -139,7 +142,7 @@ class Trace:
 
     @property
     def counts(self) -> dict[int, torch.Tensor]:
-        """Layer -> how often each expert was chosen, (E,) int64, padding not counted."""
+        """Layer -> how often each expert was chosen, (E,) int64, padding and skips not counted."""
         if self._counts is None:
             chosen = self._join()["indices"]
             return {n: torch.bincount(i[i >= 0], minlength=self._experts[n]) for n, i in chosen.items()}
@@ -198,8 +201,10 @@ class Trace:
             if self._counts is None:  # a copy: some experts work in place on what they are given
                 call.layers[layer] = indices.to(torch.int32, copy=True), weights.detach().reshape(indices.shape).clone()
             else:
-                chosen = indices if call.real is None else indices[call.real.flatten()]
-                call.layers[layer] = torch.bincount(chosen.flatten(), minlength=E)[:E]
+                chosen = weights.reshape(indices.shape) != 0
+                if call.real is not None:
+                    chosen &= call.real.flatten()[:, None]
+                call.layers[layer] = torch.bincount(indices[chosen], minlength=E)[:E]
 
         return hook
 
@@ -248,7 +253,7 @@ class Trace:
                 # The column order is the router's; its topk may be unsorted, or sorted by something else.
                 order = weights.argsort(dim=-1, descending=True, stable=True)
                 weights, indices = weights.gather(-1, order), indices.gather(-1, order)
-                none = ~real[..., None] | (indices < 0) | (indices >= self._experts[layer])
+                none = ~real[..., None] | (weights == 0) | (indices >= self._experts[layer])
                 self._joined["indices"][layer] = indices.masked_fill(none, -1)
                 self._joined["weights"][layer] = weights.masked_fill(none, 0)
         return self._joined

@@ -27,7 +27,7 @@ FIELDS = {
     **dict.fromkeys(("num_attention_heads", "n_heads", "num_key_value_heads"), 4),
     **dict.fromkeys(("head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "mamba_n_heads"), 8),
     **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"), 16),
-    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "router_hidden_size"), 16),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts"), 2),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "decoder_sparse_step"), 1),
@@ -80,11 +80,12 @@ MASK = (PADDED != 0).long()
 def randomised(model):
     """The same model with every weight and every router's bias drawn: transformers starts some routers at zero."""
     generator = torch.Generator().manual_seed(0)
-    tensors = [*model.parameters(), *(b for name, b in model.named_buffers() if "bias" in name)]
     with torch.no_grad():
-        for tensor in tensors:
-            if tensor.is_floating_point():
-                tensor.normal_(0, 0.2, generator=generator)
+        for parameter in model.parameters():  # norms stay near one and biases near zero
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.copy_(0.5 * noise if parameter.ndim > 1 else parameter + 0.05 * noise)
+        for bias in (b for name, b in model.named_buffers() if "bias" in name):
+            bias.normal_(0, 0.05, generator=generator)
         # DeepSeek-V4's first layers look the experts of a token up in a table, which starts as zeros.
         for table in (b for name, b in model.named_buffers() if name.endswith("tid2eid")):
             table.copy_(torch.rand(len(table), 8, generator=generator).argsort(-1)[:, : table.shape[1]])
@@ -105,52 +106,53 @@ def mixture(kind="olmoe", **options):
 # ---- the oracle ------------------------------------------------------------------------------------------------------
 
 
-def block_outputs(model, blocks: dict, **call) -> dict[int, torch.Tensor]:
-    """Layer -> output rows (B * T, d_model) of the block around the experts."""
-    seen, handles = {}, []
+def block_calls(model, blocks: dict, **call) -> dict[int, tuple]:
+    """Layer -> what the block around its experts is given in one forward: positional and named arguments."""
+    given, handles = {}, []
     for layer, block in blocks.items():
 
-        def keep(module, args, output, layer=layer):
-            output = output[0] if isinstance(output, tuple) else output
-            seen[layer] = output.flatten(0, -2).clone()
+        def keep(module, args, kwargs, layer=layer):
+            given[layer] = tuple(a.clone() if torch.is_tensor(a) else a for a in args), kwargs
 
-        handles.append(block.register_forward_hook(keep))
-    with torch.no_grad():
-        model(**call)
+        handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
+    model(**call)
     for handle in handles:
         handle.remove()
-    return seen
+    return given
 
 
+def rows(block, args, kwargs) -> torch.Tensor:
+    """Output rows (B * T, d_model) of a block."""
+    output = block(*(a.clone() if torch.is_tensor(a) else a for a in args), **kwargs)
+    return (output[0] if isinstance(output, tuple) else output).flatten(0, -2).clone()
+
+
+@torch.no_grad()
 def ablation_oracle(model, **call) -> int:
     """Zero each expert of each layer: exactly the rows captured for it change. Returns how many were zeroed."""
-    with torch.no_grad(), experts.capture(model) as trace:
+    with experts.capture(model) as trace:
         model(**call)
     watched = experts.experts_modules(model)
     names = {module: name for name, module in model.named_modules()}
     blocks = {layer: model.get_submodule(names[m].rpartition(".")[0]) for layer, m in watched.items()}
-    real = trace.tokens.flatten() >= 0
-    whole = block_outputs(model, blocks, **call)
-    assert set(trace.indices) == set(watched), "a layer with experts was not seen"
-    zeroed = 0
+    given = block_calls(model, blocks, **call)
+    assert set(trace.indices) == set(watched) == set(given), "a layer with experts was not seen"
+    real, zeroed = trace.tokens.flatten() >= 0, 0
     for layer, module in watched.items():
+        whole = rows(blocks[layer], *given[layer])
         E = len(trace.counts[layer])
         # The identity experts of LongCat have no weights that could be zeroed.
         for expert in range(getattr(module, "num_routed_experts", E)):
-            kept = [p.detach().clone() for p in module.parameters()]
-            for parameter in module.parameters():
-                if parameter.shape[0] % E == 0:  # (E, ...), or DBRX's (E * d, ...)
-                    parameter.data.unflatten(0, (E, -1))[expert] = 0
-                else:  # LongCat's identity experts have no row here
-                    parameter.data[expert] = 0
-            changed = (block_outputs(model, blocks, **call)[layer] != whole[layer]).any(-1)
-            for parameter, before in zip(module.parameters(), kept, strict=True):
-                parameter.data.copy_(before)
+            # Its first matrix is enough. (E, ...), or DBRX's (E * d, ...)
+            matrix = next(module.parameters()).unflatten(0, (E, -1))[expert]
+            kept = matrix.clone()
+            matrix.zero_()
+            changed = (rows(blocks[layer], *given[layer]) != whole).any(-1)
+            matrix.copy_(kept)
             routed = (trace.indices[layer] == expert).any(-1).flatten()
             assert torch.equal(changed[real], routed[real]), f"layer {layer}, expert {expert}"
             zeroed += 1
-        chosen = trace.indices[layer][trace.indices[layer] >= 0]
-        assert len(chosen.unique()) > 1, "with one expert for all tokens the oracle proves nothing"
+        assert (trace.counts[layer] > 0).sum() > 1, "with one expert for all tokens the oracle proves nothing"
     return zeroed
 
 
