@@ -6,6 +6,7 @@ import statistics
 import time
 import weakref
 
+import pandas
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -15,10 +16,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 import shared.deepseek  # noqa: F401  registers model_type "deepseek"
 from shared import experts
 from shared.errors import BadInput, CourseError
-from shared.sizes import TINY
+from shared.sizes import DATA, TINY
 from tests.small_models import MIXTRAL, SMALL
 
-# ---- every architecture of the registry, tiny ------------------------------------------------------------------------
+# ---- every architecture of the registry, tiny -----------------------------------------------------------------------
 
 # The fields that make a config small, where it has them. One that a new architecture adds is worth a line here.
 FIELDS = {
@@ -103,7 +104,7 @@ def mixture(kind="olmoe", **options):
     return randomised(AutoModelForCausalLM.from_config(CONFIG_MAPPING[config.pop("model_type")](**config)))
 
 
-# ---- the oracle ------------------------------------------------------------------------------------------------------
+# ---- the oracle -----------------------------------------------------------------------------------------------------
 
 
 def block_calls(model, blocks: dict, **call) -> dict[int, tuple]:
@@ -191,3 +192,370 @@ def test_at_least_54_architectures_pass_the_oracle():
         if reason:
             print(f"- {model_type}: {reason}")
     assert len(passed) >= 54
+
+
+def test_the_oracle_refuses_a_wrong_capture(monkeypatch):
+    model, join = mixture(), experts.Trace._join
+
+    def swapped(trace):
+        joined = dict(join(trace))
+        joined["indices"] = {layer: i.roll(1, 1) for layer, i in joined["indices"].items()}
+        return joined
+
+    monkeypatch.setattr(experts.Trace, "_join", swapped)
+    with pytest.raises(AssertionError, match="layer 0, expert"):
+        ablation_oracle(model, input_ids=PADDED[1:])
+
+
+def test_with_a_selection_bias_top_k_of_the_logits_is_wrong_and_the_capture_is_right():
+    model = build("deepseek_v3")
+    gate = model.model.layers[0].mlp.gate
+
+    def share_equal() -> float:
+        seen = []
+        handle = gate.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(0, -2)))
+        with torch.no_grad(), experts.capture(model) as trace:
+            model(PADDED[1:])
+        handle.remove()
+        by_logits = (seen[0].float() @ gate.weight.float().T).topk(2).indices.sort(-1).values
+        return (by_logits == trace.indices[0][0].sort(-1).values).all(-1).float().mean().item()
+
+    gate.e_score_correction_bias.zero_()
+    assert share_equal() == 1, "without a bias the logits decide"
+    gate.e_score_correction_bias.copy_(torch.linspace(-0.5, 0.5, 8))
+    assert share_equal() < 0.5
+    assert ablation_oracle(model, input_ids=PADDED[1:]) == 16
+
+
+# ---- the models that ship -------------------------------------------------------------------------------------------
+
+SHIPPED = [name for name in TINY if "olmoe" in name or "deepseek" in name or "jamba" in name]
+
+
+@functools.cache
+def shipped(name: str):
+    # float32: with bfloat16 a near tie may fall differently in one pass and token by token.
+    return AutoModelForCausalLM.from_pretrained(DATA / name, dtype=torch.float32).eval()
+
+
+def prompt(rows=2, tokens=12):
+    # Not seed 3: there two experts of the shipped olmoe are 1e-8 apart, and rounding decides.
+    return torch.randint(5, 800, (rows, tokens), generator=torch.Generator().manual_seed(4))
+
+
+def padded(ids: torch.Tensor, by: int) -> dict:
+    """The arguments for `ids` in which the first `by` tokens of the first row are padding."""
+    ids, mask = ids.clone(), torch.ones_like(ids)
+    ids[0, :by], mask[0, :by] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generate(model, n=5, **call):
+    return model.generate(**call, max_new_tokens=n, min_new_tokens=n, do_sample=call.pop("do_sample", False))
+
+
+def assert_same(one: experts.Trace, other: experts.Trace, rows=slice(None)):
+    assert torch.equal(one.tokens, other.tokens[rows]) and torch.equal(one.positions, other.positions[rows])
+    assert one.indices.keys() == other.indices.keys()
+    for layer in one.indices:
+        assert torch.equal(one.indices[layer], other.indices[layer][rows]), f"layer {layer}"
+        torch.testing.assert_close(one.weights[layer], other.weights[layer][rows], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_capture_of_the_shipped_models_passes_the_oracle(name):
+    E, layers = {"jamba": (8, 2), "deepseek-moe": (32, 3)}.get(name.removeprefix("tiny/"), (16, 4))
+    assert ablation_oracle(shipped(name), **padded(prompt(), 3), use_cache=False) == E * layers
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_capture_of_a_text_equals_that_of_generating_it_with_a_cache(name):
+    model = shipped(name)
+    with experts.capture(model) as stepwise:
+        text = generate(model, input_ids=prompt())
+    with torch.inference_mode(), experts.capture(model) as whole:
+        model(text[:, :-1])
+    assert whole.tokens.shape == (2, 12 + 5 - 1), "the last token is never fed back"
+    assert_same(stepwise, whole)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_left_padding_changes_nothing_but_the_columns(name):
+    model, ids = shipped(name), prompt()
+    with experts.capture(model) as trace:
+        generate(model, **padded(ids, 4))
+    with experts.capture(model) as alone:
+        generate(model, input_ids=ids[:1, 4:])
+    for layer, indices in trace.indices.items():
+        assert (indices[0, :4] == -1).all() and (indices[0, 4:] >= 0).all() and (indices[1] >= 0).all()
+        assert torch.equal(indices[0, 4:], alone.indices[layer][0])
+    frame = trace.frame().query("sequence == 0").reset_index(drop=True)
+    pandas.testing.assert_frame_equal(frame, alone.frame(), check_exact=False, rtol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_static_cache_with_its_masks_of_four_dimensions_gives_the_same(attention):
+    model = mixture("mixtral", attn_implementation=attention)
+    with experts.capture(model) as dynamic:
+        generate(model, **padded(PADDED, 2))
+    with experts.capture(model) as static:
+        generate(model, **padded(PADDED, 2), cache_implementation="static", disable_compile=True)
+    assert_same(static, dynamic)
+
+
+def test_generation_without_a_cache_dispatches_the_whole_text_at_each_step():
+    model, ids = shipped("tiny/olmoe"), prompt()
+    with experts.capture(model) as cached:
+        generate(model, input_ids=ids)
+    with experts.capture(model) as trace:
+        generate(model, input_ids=ids, use_cache=False)
+    assert trace.tokens.shape == (2 * 5, 12 + 4)
+    assert (trace.tokens >= 0).sum(1).tolist() == [12, 12, 13, 13, 14, 14, 15, 15, 16, 16]
+    assert_same(cached, trace, rows=slice(-2, None))
+
+
+def test_beams_are_the_rows_that_the_model_computes():
+    model, ids, computed = shipped("tiny/olmoe"), prompt(), []
+    module = experts.experts_modules(model)[0]
+    handle = module.register_forward_pre_hook(lambda m, args: computed.append(args[1].clone()))
+    with experts.capture(model) as trace:
+        generate(model, input_ids=ids, num_beams=3)
+    handle.remove()
+    assert trace.indices[0].shape == (2 * 3, 12 + 5 - 1, 2)
+    assert torch.equal(trace.counts[0], torch.cat(computed).flatten().bincount(minlength=16))
+    with experts.capture(model) as alone:
+        model(ids)
+    assert torch.equal(trace.indices[0][::3, :12], alone.indices[0])
+
+
+def test_a_cache_continues_its_own_sequences():
+    model, a, b = shipped("tiny/deepseek-moe"), prompt(1, 9), prompt(2, 7)
+    with torch.no_grad(), experts.capture(model) as whole:
+        model(a), model(b)
+    with torch.no_grad(), experts.capture(model) as trace:
+        caches = [model(ids[:, :5], use_cache=True).past_key_values for ids in (a, b)]
+        for ids, cache in zip((a, b), caches, strict=True):
+            model(ids[:, 5:6], past_key_values=cache)
+        for ids, cache in zip((b, a), caches[::-1], strict=True):
+            model(ids[:, 6:], past_key_values=cache)
+    assert_same(trace, whole)
+    cache = weakref.ref(caches.pop())
+    del caches
+    gc.collect()
+    assert cache() is None, "the trace must not keep a model's cache in memory"
+
+
+def test_a_cache_from_before_the_trace_moves_the_positions():
+    model, ids = shipped("tiny/olmoe"), prompt()
+    for call in ({"input_ids": ids}, padded(ids, 3)):
+        first = {name: tensor[:, :8] for name, tensor in call.items()}
+        with torch.no_grad():
+            cache = model(**first, use_cache=True).past_key_values
+            with experts.capture(model) as trace:
+                model(**call | {"input_ids": ids[:, 8:]}, past_key_values=cache)
+        assert trace.positions[0].tolist() == ([5, 6, 7, 8] if "attention_mask" in call else [8, 9, 10, 11])
+
+
+# ---- training, errors, nesting --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_gradient_checkpointing_recomputes_is_not_counted_twice(reentrant):
+    model, calls = mixture().train(), []
+    model.get_input_embeddings().weight.requires_grad_()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    with experts.capture(model) as trace, experts.capture(model, counts_only=True) as counted:
+        handle = experts.experts_modules(model)[0].register_forward_pre_hook(lambda m, args: calls.append(1))
+        model(PADDED, labels=PADDED).loss.backward()
+        handle.remove()
+    assert len(calls) == 2, "the layer was not recomputed: the test proves nothing"
+    assert trace.indices[0].shape == (2, 8, 2) and not trace.weights[0].requires_grad
+    assert trace.counts[0].sum() == counted.counts[0].sum() == 2 * 8 * 2
+
+
+def hooks(model) -> int:
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_in_mid_forward_leaves_no_hooks_and_no_half_call(error):
+    model, ids = mixture(), PADDED[1:]
+    before = hooks(model)
+
+    def stop(module, args):
+        raise error("in the second layer")
+
+    with pytest.raises(error), experts.capture(model) as trace:
+        model(ids)
+        handle = experts.experts_modules(model)[1].register_forward_pre_hook(stop)
+        model(ids)
+    handle.remove()
+    assert hooks(model) == before
+    assert trace.tokens.shape == (1, 8) and trace.indices.keys() == {0, 1}
+    with experts.capture(model) as again:
+        handle = experts.experts_modules(model)[1].register_forward_pre_hook(stop)
+        with pytest.raises(error):
+            model(ids)
+        handle.remove()
+        model(ids)
+    assert_same(again, trace)
+
+
+def test_captures_nest_and_repeat():
+    model = mixture()
+    before = hooks(model)
+    with experts.capture(model) as outer:
+        model(PADDED[:1])
+        with experts.capture(model) as inner:
+            model(PADDED[1:])
+        model(PADDED)
+    model(PADDED)
+    assert hooks(model) == before
+    assert inner.tokens.tolist() == PADDED[1:].tolist()
+    assert outer.tokens.tolist() == torch.cat([PADDED, PADDED]).tolist()
+
+
+def test_calls_of_different_lengths_are_padded_at_the_right():
+    model = mixture()
+    with experts.capture(model) as trace:
+        model(PADDED[:, :3])
+        assert trace.tokens.shape == (2, 3), "it can be read while it grows"
+        model(PADDED[1:])
+    assert trace.indices[1].shape == (3, 8, 2)
+    assert (trace.indices[1][:2, 3:] == -1).all() and (trace.weights[1][:2, 3:] == 0).all()
+    assert (trace.indices[1][2] >= 0).all()
+
+
+def held_bytes() -> int:
+    gc.collect()
+    return sum(o.nbytes for o in gc.get_objects() if type(o) is torch.Tensor)
+
+
+def test_counts_of_a_book_take_no_more_memory_than_those_of_a_page():
+    model, pages = mixture(), [padded(torch.randint(1, 64, (2, 40)), 7) for _ in range(12)]
+    traces, grown = {}, {}
+    for counts_only in (True, False):
+        with torch.no_grad(), experts.capture(model, counts_only) as traces[counts_only]:
+            model(**pages[0], use_cache=False)
+            before = held_bytes()
+            for page in pages[1:]:
+                model(**page, use_cache=False)
+            grown[counts_only] = held_bytes() - before
+    assert grown[True] == 0 and grown[False] >= 11 * 2 * 40 * 2 * 8, (
+        "a token costs nothing, or 8 bytes per layer and rank"
+    )
+    for layer, count in traces[False].counts.items():
+        assert torch.equal(traces[True].counts[layer], count) and count.sum() == (12 * 2 * 40 - 12 * 7) * 2
+    with pytest.raises(CourseError, match="keeps counts only"):
+        traces[True].frame()
+
+
+def test_frame_has_a_row_for_each_token_layer_and_rank():
+    model = mixture()
+    with experts.capture(model) as trace:
+        model(**padded(PADDED, 2))
+    frame = trace.frame()
+    assert list(frame) == ["sequence", "position", "token", "layer", "rank", "expert", "weight"]
+    assert len(frame) == (16 - 2) * 2 * 2 and not frame.duplicated(["sequence", "position", "layer", "rank"]).any()
+    assert frame.query("sequence == 0").token.unique().tolist() == [7, 9, 23, 41, 5, 60]
+    wide = frame.pivot(index=["sequence", "position", "layer"], columns="rank", values="weight")
+    assert (wide[0] >= wide[1]).all() and (wide[1] > 0).all()
+    for row in frame.itertuples():
+        column = row.position + (2 if row.sequence == 0 else 0)
+        assert trace.indices[row.layer][row.sequence, column, row.rank] == row.expert
+        assert trace.weights[row.layer][row.sequence, column, row.rank].item() == pytest.approx(row.weight)
+    assert (
+        trace.counts[1].tolist()
+        == frame[frame.layer == 1].expert.value_counts().reindex(range(8), fill_value=0).tolist()
+    )
+
+
+def test_embeddings_instead_of_tokens_are_traced_without_token_ids():
+    model = mixture()
+    with experts.capture(model) as ids:
+        model(PADDED)
+    with experts.capture(model) as embeddings:
+        model(inputs_embeds=model.get_input_embeddings()(PADDED))
+    assert (embeddings.tokens == -1).all() and torch.equal(embeddings.indices[1], ids.indices[1])
+    assert len(embeddings.frame()) == len(ids.frame())
+
+
+def test_a_dense_model_is_named():
+    with (
+        pytest.raises(BadInput, match="This gpt_neox model is dense: it has no experts to trace"),
+        experts.capture(mixture("transformer")),
+    ):
+        pass
+
+
+def test_an_empty_trace_says_what_to_call():
+    model = mixture()
+    for counts_only in (False, True):
+        with experts.capture(model, counts_only) as trace:
+            model.model(PADDED)
+        with pytest.raises(CourseError, match="call the model that capture was given, itself"):
+            trace.counts  # noqa: B018
+
+
+class Experts(torch.nn.Module):
+    num_experts = 4
+
+    def forward(self, hidden, indices, weights):
+        return hidden
+
+
+class Rows(torch.nn.Module):
+    """A model that gives its experts `rows` rows, whatever its tokens are, as one of pictures and text may."""
+
+    def __init__(self, rows: int):
+        super().__init__()
+        self.rows, self.layers = rows, torch.nn.ModuleList([torch.nn.ModuleDict({"experts": Experts()})])
+
+    def forward(self, input_ids, attention_mask=None):
+        if self.rows:
+            ones = torch.ones(self.rows, 1)
+            self.layers[0]["experts"](ones, ones.long(), ones)
+
+
+def test_what_cannot_be_traced_rightly_is_refused():
+    ids = torch.ones(2, 4, dtype=torch.int64)
+    with experts.capture(model := Rows(8)) as trace:
+        model(ids)
+    assert trace.counts[0].tolist() == [0, 8, 0, 0], "with the right rows it works"
+    for rows, mask, message in (
+        (5, None, "Layer 0 dispatches 5 rows for 2 x 4 tokens"),
+        (0, None, "none of its experts did"),
+        (8, torch.ones(2, 3), r"mask of shape \(2, 3\) does not say which of 2 x 4"),
+    ):
+        model = Rows(rows)
+        with experts.capture(model), pytest.raises(CourseError, match=message):
+            model(ids, attention_mask=mask)
+    twice = torch.nn.ModuleDict({"0": torch.nn.ModuleDict({"text": Rows(1).layers[0], "image": Rows(1).layers[0]})})
+    with pytest.raises(BadInput, match="Two modules named experts stand in layer 0"), experts.capture(twice):
+        pass
+
+
+# ---- what it costs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_overhead_on_the_shipped_models_is_a_few_percent(name):
+    """Processor time of a forward with the hooks over one without, interleaved; `pytest -s -k overhead` prints it."""
+    model, ids = AutoModelForCausalLM.from_pretrained(DATA / name).eval(), prompt(rows=4, tokens=64)
+
+    def seconds() -> float:
+        start = time.process_time()  # of this process: other work on the machine does not count
+        model(ids)
+        return time.process_time() - start
+
+    ratios = {False: [], True: []}
+    with torch.inference_mode():
+        seconds()
+        for _ in range(15):
+            for counts_only, found in ratios.items():
+                with experts.capture(model, counts_only):
+                    traced = seconds()
+                found.append(traced / seconds())
+    trace, counts = (statistics.median(found) - 1 for found in ratios.values())
+    print(f"\n{name}, 4 x 64 tokens: the trace costs {trace:+.1%} of a forward, counts only {counts:+.1%}")
+    assert max(trace, counts) < 0.25, "generous: the machine may be busy"
