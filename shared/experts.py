@@ -23,6 +23,9 @@ from torch import nn
 
 from shared.errors import BadInput, CourseError
 
+COLUMNS = ("sequence", "position", "token", "layer", "rank", "expert", "weight")
+NOTHING = "Nothing was traced: call the model that capture was given, itself, inside the with."
+
 
 @contextmanager
 def capture(model: nn.Module, counts_only: bool = False) -> Iterator["Trace"]:
@@ -60,40 +63,25 @@ def experts_modules(model: nn.Module) -> dict[int, nn.Module]:
     if found:
         return found
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if named := _expert_fields(model):
+    config = model.config.get_text_config().to_dict() if hasattr(model, "config") else {}
+    if named := [f"{name}={n}" for name, n in config.items() if name.endswith(("_experts", "_experts_per_tok")) and n]:
         raise BadInput(
-            f"The config of this {kind} model names experts ({named}), but no module is called as experts(hidden, "
-            "indices, weights), which is what capture watches: trace another model, or hook this one's router yourself."
+            f"The config of this {kind} model names experts ({', '.join(named)}), but no module is called as experts("
+            "hidden, indices, weights), which capture watches: trace another model, or hook its router yourself."
         )
     raise BadInput(f"This {kind} model is dense: it has no experts to trace.")
 
 
-def _expert_fields(model: nn.Module) -> str:
-    if not hasattr(config := getattr(model, "config", None), "get_text_config"):
-        return ""
-    fields = config.get_text_config().to_dict().items()
-    return ", ".join(
-        f"{name}={value}" for name, value in fields if "num_experts" in name.replace("_local", "") and value
-    )
-
-
-@dataclass
-class _Run:
-    """B sequences that one call begins and later calls with the same cache continue."""
-
-    start: torch.Tensor  # (B,) tokens of each sequence that the cache held before the trace
-    calls: list["_Call"] = field(default_factory=list)
-
-
 @dataclass
 class _Call:
-    """One forward: tokens and real (B, t), and per layer what was dispatched, (B * t, k) twice, or counts (E,)."""
+    """One forward: tokens and real (B, t), and layer -> indices and weights (B * t, k) as they were dispatched."""
 
-    run: _Run
+    run: list["_Call"]  # the calls, of which this is one, that made the same sequences with one cache
+    start: torch.Tensor  # (B,) tokens of each sequence that the cache held before the call
     cache: object
     tokens: torch.Tensor
     real: torch.Tensor | None  # None: no padding
-    layers: dict = field(default_factory=dict)
+    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
 
 class Trace:
@@ -109,7 +97,7 @@ class Trace:
         self._names = list(inspect.signature(model.forward).parameters)
         self._experts = experts  # layer -> E
         self._counts: dict[int, torch.Tensor] | None = {} if counts_only else None
-        self._runs: list[_Run] = []
+        self._runs: list[list[_Call]] = []
         self._by_cache = WeakKeyDictionary()  # does not keep a model's cache alive
         self._call: _Call | None = None
         self._joined: dict | None = None
@@ -147,30 +135,21 @@ class Trace:
             chosen = self._join()["indices"]
             return {n: torch.bincount(i[i >= 0], minlength=self._experts[n]) for n, i in chosen.items()}
         if not self._counts:
-            raise self._nothing()
+            raise CourseError(NOTHING)
         return dict(self._counts)
 
     def frame(self):
         """A tidy DataFrame: sequence, position, token, layer, rank (0 has the largest weight), expert, weight."""
         import pandas as pd
 
-        joined = self._join()
-        layers, width = list(joined["indices"]), max(i.shape[-1] for i in joined["indices"].values())
-        stack = lambda rows, value: torch.stack(  # noqa: E731
-            [nn.functional.pad(r, (0, width - r.shape[-1]), value=value) for r in rows.values()], dim=2
-        )
-        expert, weight = stack(joined["indices"], -1), stack(joined["weights"], 0)
-        sequence, column, layer, rank = where = (expert >= 0).nonzero(as_tuple=True)
-        columns = {
-            "sequence": sequence,
-            "position": joined["positions"][sequence, column],
-            "token": joined["tokens"][sequence, column],
-            "layer": torch.tensor(layers)[layer],
-            "rank": rank,
-            "expert": expert[where],
-            "weight": weight[where],
-        }
-        return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+        frames = []
+        for layer, indices in self.indices.items():
+            sequence, column, rank = where = (indices >= 0).nonzero(as_tuple=True)
+            position, token = self.positions[sequence, column], self.tokens[sequence, column]
+            columns = [sequence, position, token, torch.full_like(rank, layer), rank, indices[where]]
+            frame = pd.DataFrame(torch.stack(columns, dim=1).numpy(), columns=COLUMNS[:-1])
+            frames.append(frame.assign(weight=self.weights[layer][where].numpy()))
+        return pd.concat(frames).sort_values(list(COLUMNS[:5]), ignore_index=True)
 
     # ---- what the hooks write ---------------------------------------------------------------------------------------
 
@@ -181,15 +160,15 @@ class Trace:
             tokens = given["inputs_embeds"].new_full(given["inputs_embeds"].shape[:2], -1, dtype=torch.int64)
         cache, mask = given.get("past_key_values"), given.get("attention_mask")
         seen = int(cache.get_seq_length()) if cache is not None else 0
-        run = self._by_cache.get(cache) if seen else None
-        if run is None or len(run.start) != len(tokens):
-            two = seen and getattr(mask, "ndim", 0) == 2
-            run = _Run(mask[:, :seen].sum(1).cpu() if two else torch.full((len(tokens),), seen))
-        self._call = _Call(run, cache, tokens.clone(), _real(mask, tokens, seen))
+        run = self._by_cache.get(cache, []) if seen else []
+        if run and len(run[0].tokens) != len(tokens):
+            run = []
+        start = (
+            mask[:, :seen].sum(1) if seen and getattr(mask, "ndim", 0) == 2 else tokens.new_full(tokens.shape[:1], seen)
+        )
+        self._call = _Call(run, start, cache, tokens.clone(), _real(mask, tokens, seen))
 
     def _dispatch(self, layer: int):
-        E = self._experts[layer]
-
         def hook(experts, args):
             if (call := self._call) is None:
                 return
@@ -198,13 +177,8 @@ class Trace:
             if len(indices) != call.tokens.numel():
                 rows = f"{len(indices)} rows for {len(call.tokens)} x {call.tokens.shape[1]} tokens"
                 raise CourseError(f"Layer {layer} dispatches {rows}: capture the language model alone.")
-            if self._counts is None:  # a copy: some experts work in place on what they are given
-                call.layers[layer] = indices.to(torch.int32, copy=True), weights.detach().reshape(indices.shape).clone()
-            else:
-                chosen = weights.reshape(indices.shape) != 0
-                if call.real is not None:
-                    chosen &= call.real.flatten()[:, None]
-                call.layers[layer] = torch.bincount(indices[chosen], minlength=E)[:E]
+            # A copy: some experts work in place on what they are given.
+            call.layers[layer] = indices.to(torch.int32, copy=True), weights.detach().reshape(indices.shape).clone()
 
         return hook
 
@@ -212,56 +186,55 @@ class Trace:
         call, self._call, self._joined = self._call, None, None
         if not call.layers:
             raise CourseError("The model ran and none of its experts did: compile it inside the with, or not at all.")
-        if self._counts is not None:
-            for layer, counts in call.layers.items():
-                self._counts[layer] = self._counts.get(layer, 0) + counts.cpu()
-            return
         # Moved once per call, not per layer: each move waits for a GPU.
         call.layers = {layer: (i.cpu(), w.cpu()) for layer, (i, w) in call.layers.items()}
-        call.tokens = call.tokens.cpu()
+        call.tokens, call.start = call.tokens.cpu(), call.start.cpu()
         call.real = torch.ones_like(call.tokens, dtype=torch.bool) if call.real is None else call.real.cpu()
-        if not call.run.calls:
+        if self._counts is not None:
+            for layer, (indices, weights) in call.layers.items():
+                E, none = self._experts[layer], (weights == 0) | ~call.real.flatten()[:, None]
+                counts = indices.masked_fill(none, E).flatten().bincount(minlength=E)[:E]
+                self._counts[layer] = self._counts.get(layer, 0) + counts
+            return
+        if not call.run:
             self._runs.append(call.run)
-        call.run.calls.append(call)
-        cache = call.cache if call.cache is not None else getattr(output, "past_key_values", None)
-        call.cache = None
+        call.run.append(call)
+        cache, call.cache = call.cache, None
+        if cache is None:
+            cache = getattr(output, "past_key_values", None)
         if cache is not None:
             self._by_cache[cache] = call.run
 
     # ---- from calls to sequences ------------------------------------------------------------------------------------
 
-    def _nothing(self) -> CourseError:
-        return CourseError("Nothing was traced: call the model that capture was given, itself, inside the with.")
-
     def _join(self) -> dict:
         if self._counts is not None:
             raise CourseError("This trace keeps counts only: read trace.counts, or capture without counts_only.")
         if not self._runs:
-            raise self._nothing()
-        if self._joined is None:
-            real = _grid(self._runs, lambda call: call.real.flatten(), False)
-            before = torch.cat([run.start for run in self._runs])
-            self._joined = {
-                "tokens": _grid(self._runs, lambda call: call.tokens.flatten(), -1).masked_fill(~real, -1),
-                "positions": (real.long().cumsum(1) - 1 + before[:, None]).masked_fill(~real, -1),
-                "indices": {},
-                "weights": {},
-            }
-            for layer in sorted(self._runs[0].calls[0].layers):
-                weights = _grid(self._runs, lambda call, n=layer: call.layers[n][1], 0).float()
-                indices = _grid(self._runs, lambda call, n=layer: call.layers[n][0], -1).long()
-                # The column order is the router's; its topk may be unsorted, or sorted by something else.
-                order = weights.argsort(dim=-1, descending=True, stable=True)
-                weights, indices = weights.gather(-1, order), indices.gather(-1, order)
-                none = ~real[..., None] | (weights == 0) | (indices >= self._experts[layer])
-                self._joined["indices"][layer] = indices.masked_fill(none, -1)
-                self._joined["weights"][layer] = weights.masked_fill(none, 0)
-        return self._joined
+            raise CourseError(NOTHING)
+        if self._joined is not None:
+            return self._joined
+        real = _grid(self._runs, lambda call: call.real.flatten(), False)
+        before = torch.cat([run[0].start for run in self._runs])
+        tokens = _grid(self._runs, lambda call: call.tokens.flatten(), -1).masked_fill(~real, -1)
+        positions = (real.long().cumsum(1) - 1 + before[:, None]).masked_fill(~real, -1)
+        joined = {"tokens": tokens, "positions": positions, "indices": {}, "weights": {}}
+        for layer in sorted(self._runs[0][0].layers):
+            weights = _grid(self._runs, lambda call, n=layer: call.layers[n][1], 0).float()
+            indices = _grid(self._runs, lambda call, n=layer: call.layers[n][0], -1).long()
+            # The column order is the router's; its topk may be unsorted, or sorted by something else.
+            weights, order = weights.sort(dim=-1, descending=True, stable=True)
+            indices = indices.gather(-1, order)
+            none = ~real[..., None] | (weights == 0) | (indices >= self._experts[layer])
+            joined["indices"][layer] = indices.masked_fill(none, -1)
+            joined["weights"][layer] = weights.masked_fill(none, 0)
+        self._joined = joined
+        return joined
 
 
-def _grid(runs: list[_Run], get, value) -> torch.Tensor:
+def _grid(runs: list[list[_Call]], get, value) -> torch.Tensor:
     """What `get` takes out of each call, in rows of its tokens, as one tensor (all B, longest T, ...), else `value`."""
-    whole = [torch.cat([get(c).unflatten(0, c.tokens.shape) for c in run.calls], dim=1) for run in runs]
+    whole = [torch.cat([get(c).unflatten(0, c.tokens.shape) for c in run], dim=1) for run in runs]
     longest = max(rows.shape[1] for rows in whole)
     ends = [rows.new_full((len(rows), longest - rows.shape[1], *rows.shape[2:]), value) for rows in whole]
     return torch.cat([torch.cat(pair, dim=1) for pair in zip(whole, ends, strict=True)])

@@ -179,7 +179,7 @@ def verdict(model_type: str) -> str:
 def test_capture_sees_what_is_dispatched(model_type):
     reason = verdict(model_type)
     if model_type in WITHOUT_INTERFACE:
-        assert model_type.removesuffix("_text") in reason and "hook this one's router" in reason
+        assert model_type.removesuffix("_text") in reason and "hook its router" in reason
     elif reason:
         pytest.skip(reason)
 
@@ -363,7 +363,7 @@ def test_a_cache_from_before_the_trace_moves_the_positions():
 def test_what_gradient_checkpointing_recomputes_is_not_counted_twice(reentrant):
     model, calls = mixture().train(), []
     model.get_input_embeddings().weight.requires_grad_()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
     with experts.capture(model) as trace, experts.capture(model, counts_only=True) as counted:
         handle = experts.experts_modules(model)[0].register_forward_pre_hook(lambda m, args: calls.append(1))
         model(PADDED, labels=PADDED).loss.backward()
