@@ -56,9 +56,7 @@ def experts_modules(model: nn.Module) -> dict[int, nn.Module]:
         if name.split(".")[-1] == "experts" and len(inspect.signature(module.forward).parameters) >= 3:
             layer = next((int(part) for part in name.split(".") if part.isdigit()), 0)
             if layer in found:
-                raise BadInput(
-                    f"Two modules named experts stand in layer {layer}: capture a part of the model instead."
-                )
+                raise BadInput(f"Two modules named experts are in layer {layer}: capture a part of the model instead.")
             found[layer] = module
     if found:
         return found
@@ -161,11 +159,9 @@ class Trace:
         cache, mask = given.get("past_key_values"), given.get("attention_mask")
         seen = int(cache.get_seq_length()) if cache is not None else 0
         run = self._by_cache.get(cache, []) if seen else []
-        if run and len(run[0].tokens) != len(tokens):
-            run = []
-        start = (
-            mask[:, :seen].sum(1) if seen and getattr(mask, "ndim", 0) == 2 else tokens.new_full(tokens.shape[:1], seen)
-        )
+        run = run if run and len(run[0].tokens) == len(tokens) else []
+        masked = seen and getattr(mask, "ndim", 0) == 2
+        start = mask[:, :seen].sum(1) if masked else tokens.new_full(tokens.shape[:1], seen)
         self._call = _Call(run, start, cache, tokens.clone(), _real(mask, tokens, seen))
 
     def _dispatch(self, layer: int):
@@ -189,23 +185,21 @@ class Trace:
         # Moved once per call, not per layer: each move waits for a GPU.
         call.layers = {layer: (i.cpu(), w.cpu()) for layer, (i, w) in call.layers.items()}
         call.tokens, call.start = call.tokens.cpu(), call.start.cpu()
-        call.real = torch.ones_like(call.tokens, dtype=torch.bool) if call.real is None else call.real.cpu()
         if self._counts is not None:
+            padding = None if call.real is None else ~call.real.cpu().flatten()[:, None]
             for layer, (indices, weights) in call.layers.items():
-                E, none = self._experts[layer], (weights == 0) | ~call.real.flatten()[:, None]
+                E, none = self._experts[layer], weights == 0 if padding is None else (weights == 0) | padding
                 counts = indices.masked_fill(none, E).flatten().bincount(minlength=E)[:E]
                 self._counts[layer] = self._counts.get(layer, 0) + counts
             return
+        call.real = torch.ones_like(call.tokens, dtype=torch.bool) if call.real is None else call.real.cpu()
         if not call.run:
             self._runs.append(call.run)
         call.run.append(call)
-        cache, call.cache = call.cache, None
-        if cache is None:
-            cache = getattr(output, "past_key_values", None)
+        cache = getattr(output, "past_key_values", None) if call.cache is None else call.cache
+        call.cache = None
         if cache is not None:
             self._by_cache[cache] = call.run
-
-    # ---- from calls to sequences ------------------------------------------------------------------------------------
 
     def _join(self) -> dict:
         if self._counts is not None:

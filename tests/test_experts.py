@@ -227,6 +227,22 @@ def test_with_a_selection_bias_top_k_of_the_logits_is_wrong_and_the_capture_is_r
     assert ablation_oracle(model, input_ids=PADDED[1:]) == 16
 
 
+def test_ranks_are_by_weight_also_where_the_router_orders_by_something_else():
+    model, given = build("deepseek_v3"), []
+    model.model.layers[0].mlp.gate.e_score_correction_bias.copy_(torch.linspace(-0.5, 0.5, 8))
+    module = experts.experts_modules(model)[0]
+    handle = module.register_forward_pre_hook(lambda m, args: given.append(args[1:]))
+    with torch.no_grad(), experts.capture(model) as trace:
+        model(PADDED[1:])
+    handle.remove()
+    ((indices, weights),) = given
+    assert (weights[:, 0] < weights[:, 1]).any(), "the router orders by weight itself: the test proves nothing"
+    for row, pairs in enumerate(zip(indices.tolist(), weights.tolist(), strict=True)):
+        ranked = sorted(zip(*pairs, strict=True), key=lambda pair: -pair[1])
+        assert trace.indices[0][0, row].tolist() == [expert for expert, _ in ranked]
+        assert trace.weights[0][0, row].tolist() == [weight for _, weight in ranked]
+
+
 # ---- the models that ship -------------------------------------------------------------------------------------------
 
 SHIPPED = [name for name in TINY if "olmoe" in name or "deepseek" in name or "jamba" in name]
@@ -531,7 +547,7 @@ def test_what_cannot_be_traced_rightly_is_refused():
         with experts.capture(model), pytest.raises(CourseError, match=message):
             model(ids, attention_mask=mask)
     twice = torch.nn.ModuleDict({"0": torch.nn.ModuleDict({"text": Rows(1).layers[0], "image": Rows(1).layers[0]})})
-    with pytest.raises(BadInput, match="Two modules named experts stand in layer 0"), experts.capture(twice):
+    with pytest.raises(BadInput, match="Two modules named experts are in layer 0"), experts.capture(twice):
         pass
 
 
