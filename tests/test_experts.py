@@ -9,6 +9,7 @@ import weakref
 import pandas
 import pytest
 import torch
+from small_models import MIXTRAL, SMALL
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -17,7 +18,6 @@ import shared.deepseek  # noqa: F401  registers model_type "deepseek"
 from shared import experts
 from shared.errors import BadInput, CourseError
 from shared.sizes import DATA, TINY
-from tests.small_models import MIXTRAL, SMALL
 
 # ---- every architecture of the registry, tiny -----------------------------------------------------------------------
 
