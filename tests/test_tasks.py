@@ -319,6 +319,7 @@ class Copier(torch.nn.Module):
     """Predicts what followed `length` tokens ago, or id 0: it copies from its context and does nothing else."""
 
     config = type("Config", (), {"vocab_size": 50})
+    device = torch.device("cpu")
 
     def __init__(self, length):
         super().__init__()
