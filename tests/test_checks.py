@@ -35,9 +35,9 @@ def test_every_exercise_has_a_check_and_every_check_an_exercise():
 @EACH
 def test_the_answer_passes_and_is_handed_back(lab, cell_id, check, capsys):
     answer = own(lab, check)
-    start = time.perf_counter()
+    start = time.process_time()  # of this process: other work on the machine does not count
     assert check(answer) is answer
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert checks.PASSED in capsys.readouterr().out
 
 
