@@ -56,7 +56,7 @@ test: setup-test ## everything that CI runs: style, then all tests
 	@sh scripts/test-packages.sh
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m ruff format --check .
-	@$(ONE_THREAD) $(VENV_PYTHON) -m pytest
+	@$(ONE_THREAD) $(VENV_PYTHON) -m pytest -n 2 --no-loadscope-reorder
 
 bench: setup-bench ## time the selective scan beside transformers' reference and mambapy's (about 7 minutes)
 	@$(ONE_THREAD) $(VENV_PYTHON) scripts/bench.py

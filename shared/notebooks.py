@@ -23,7 +23,8 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
-LABS, BUILD = ROOT / "labs", ROOT / "build"
+LABS = ROOT / "labs"
+BUILD = Path(os.environ.get("COURSE_BUILD") or ROOT / "build")  # another place, so that two runs do not meet
 SCALES = ("tiny", "full")
 
 

@@ -12,6 +12,22 @@ from shared import notebooks
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
 
 
+def pytest_xdist_make_scheduler(config, log):
+    """For two workers: file by file; all files that read the one run of the solved labs count as one, the first."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Labs(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "labs" if re.search(r"test_(chain|lab_2_4_\d)\.py$", file) else file
+
+    return Labs(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "made" not in item.fixturenames)
+
+
 @pytest.fixture(scope="session")
 def no_network(tmp_path_factory) -> dict[str, str]:
     """An environment in which any request to a hub fails at once, with empty caches."""
