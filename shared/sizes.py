@@ -50,16 +50,11 @@ def size(name: str, dtype: torch.dtype = torch.bfloat16, bits: int = 16) -> Mode
 
 @cache
 def _size(name: str, dtype: torch.dtype, bits: int) -> ModelSize:
-    from transformers import AutoModelForCausalLM
-
-    config = published_config(name)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    shapes = {key: parameter.shape for key, parameter in model.named_parameters()}  # a tied weight appears once
-    total = sum(shape.numel() for shape in shapes.values())
+    config, shaped = published_config(name), shapes(name)
+    total = sum(shape.numel() for shape in shaped.values())
 
     # Routed experts are fused into one weight (experts, out, in); k of them work for a token.
-    routed = [shape for key, shape in shapes.items() if ".experts." in key and len(shape) == 3]
+    routed = [shape for key, shape in shaped.items() if ".experts." in key and len(shape) == 3]
     if bits not in (8, 16) or (bits == 8 and not routed):
         raise BadInput(f"bits is 16, or 8 for a model with routed experts: {name} with {bits} bits is not offered.")
     idle = sum((shape[0] - config.num_experts_per_tok) * shape[1:].numel() for shape in routed)
@@ -68,13 +63,13 @@ def _size(name: str, dtype: torch.dtype, bits: int) -> ModelSize:
     saved = sum(shape.numel() * (dtype.itemsize - 1) - shape[:2].numel() * 5 for shape in routed) if bits == 8 else 0
 
     # Keys and values are what these projections put out; GPT-NeoX makes queries, keys and values in one.
-    kv = sum(shape[0] for key, shape in shapes.items() if key.endswith(("k_proj.weight", "v_proj.weight")))
-    kv += sum(shape[0] * 2 // 3 for key, shape in shapes.items() if key.endswith("query_key_value.weight"))
+    kv = sum(shape[0] for key, shape in shaped.items() if key.endswith(("k_proj.weight", "v_proj.weight")))
+    kv += sum(shape[0] * 2 // 3 for key, shape in shaped.items() if key.endswith("query_key_value.weight"))
 
     # A Mamba layer keeps (d_inner, d_state) numbers in fp32, whatever the dtype, and the last d_conv inputs of its
     # convolution in the model's dtype.
-    recurrent = sum(shape.numel() for key, shape in shapes.items() if key.endswith("A_log"))
-    conv = sum(shape.numel() for key, shape in shapes.items() if key.endswith("conv1d.weight"))
+    recurrent = sum(shape.numel() for key, shape in shaped.items() if key.endswith("A_log"))
+    conv = sum(shape.numel() for key, shape in shaped.items() if key.endswith("conv1d.weight"))
     return ModelSize(
         total=total,
         active=total - idle,
@@ -82,6 +77,15 @@ def _size(name: str, dtype: torch.dtype, bits: int) -> ModelSize:
         kv_bytes_per_token=kv * dtype.itemsize,
         state_bytes=recurrent * torch.float32.itemsize + conv * dtype.itemsize,
     )
+
+
+def shapes(name: str) -> dict[str, torch.Size]:
+    """Name -> shape of every parameter of a model, a tied weight once. Raises as `size` does."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(published_config(check_name(name)))
+    return {key: parameter.shape for key, parameter in model.named_parameters()}
 
 
 def check_name(name: str) -> str:
