@@ -1,0 +1,98 @@
+"""What lab 2.4.3 needs around its statistics: texts through a model, p values of many layers, a pushed router.
+
+Shapes: N documents, T tokens of the longest one, L layers with experts, E experts of a layer, k experts per token.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shared import experts
+from shared.errors import BadInput
+
+LONGEST = 256  # tokens: the window that the tiny models were trained with
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Documents and where their tokens went; the token that starts a document is left out, since all share it.
+
+    tokens: (N, T) int64, -1 at padding. indices: layer -> (N, T, k) int64, -1 at padding. weights: layer -> (N, T, k).
+    """
+
+    tokens: Tensor
+    indices: dict[int, Tensor]
+    weights: dict[int, Tensor]
+
+
+@torch.inference_mode()
+def route(model: nn.Module, tokenizer, texts: Sequence[str], batch: int = 16, longest: int = LONGEST) -> Routed:
+    """Run the texts through the model, each by itself after the token that starts a document, and trace its experts.
+
+    Raises: BadInput for an empty text; what `experts.capture` raises.
+    """
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    ids = [row[row[:1] == [start] :] for row in tokenizer(list(texts))["input_ids"]]  # some begin with it themselves
+    if not all(ids):
+        raise BadInput("There is nothing to route in an empty text.")
+    ids = [[start, *row][: longest + 1] for row in ids]
+    device = next(model.parameters()).device
+    with experts.capture(model) as trace:
+        for first in range(0, len(ids), batch):
+            rows = [torch.tensor(row) for row in ids[first : first + batch]]
+            padded = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+            lengths = torch.tensor([len(row) for row in rows], device=device)
+            mask = torch.arange(padded.shape[1], device=device) < lengths[:, None]
+            model(input_ids=padded, attention_mask=mask.long(), use_cache=False)
+    after_start = lambda layers: {layer: values[:, 1:] for layer, values in layers.items()}  # noqa: E731
+    return Routed(trace.tokens[:, 1:], after_start(trace.indices), after_start(trace.weights))
+
+
+def number_of_experts(model: nn.Module) -> int:
+    """E of a model of which every layer has the same number of experts."""
+    return next(iter(routers(model).values())).weight.shape[0]
+
+
+def routers(model: nn.Module) -> dict[int, nn.Module]:
+    """Layer -> the router beside its experts: its `weight` is (E, d_model), its input the hidden state.
+
+    Raises: BadInput for a model whose routers look different.
+    """
+    modules, names = dict(model.named_modules()), {id(module): name for name, module in model.named_modules()}
+    found = {}
+    for layer, module in experts.experts_modules(model).items():
+        block = modules[names[id(module)].rpartition(".")[0]]
+        found[layer] = getattr(block, "gate", None) or getattr(block, "router", None)
+        if getattr(getattr(found[layer], "weight", None), "ndim", 0) != 2:
+            raise BadInput(f"Layer {layer} has no router with a weight (E, d_model) beside its experts.")
+    return found
+
+
+@contextmanager
+def push(model: nn.Module, expert: int, by: float) -> Iterator[None]:
+    """Inside the with, raise the logit of one expert by `by` in every layer and for every token.
+
+    It adds a multiple of the router's own row to the router's input, so the logits of similar experts move too.
+    """
+    with ExitStack() as hooks:
+        for router in routers(model).values():
+            row = router.weight[expert].detach()
+            step = by * row / row.square().sum()
+            hook = router.register_forward_pre_hook(lambda _, args, step=step: (args[0] + step, *args[1:]))
+            hooks.callback(hook.remove)
+        yield
+
+
+def holm(p: Tensor) -> Tensor:
+    """P values (m,) corrected for m tests, (m,): below alpha with at most probability alpha for any true null.
+
+    Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6.
+    """
+    order = p.argsort(stable=True)
+    scaled = p[order] * torch.arange(len(p), 0, -1, device=p.device)
+    adjusted = torch.empty_like(scaled)
+    adjusted[order] = scaled.cummax(0).values.clamp(max=1)
+    return adjusted

@@ -1,0 +1,136 @@
+"""What lab 2.4.3 takes from shared/routing.py: texts through a model, pushed routers, p values of many layers."""
+
+import itertools
+
+import pytest
+import torch
+from small_models import SMALL
+
+from shared import experts, models, routing
+from shared.errors import BadInput
+
+TEXTS = ["Story: The old man sat by the river.", "def f(x):\n    return x", "Premises: All birches are trees. " * 30]
+TINY_MOE = ("tiny/olmoe", "tiny/olmoe-collapsed", "tiny/deepseek-moe", "tiny/jamba")
+
+
+@pytest.fixture(scope="module")
+def olmoe():
+    return models.load("tiny/olmoe", dtype=torch.float32, device="cpu")
+
+
+# ---- texts through a model -------------------------------------------------------------------------------------------
+
+
+def test_each_text_is_routed_as_if_it_were_alone(olmoe):
+    model, tokenizer = olmoe
+    together = routing.route(model, tokenizer, TEXTS, batch=2)
+    for number, text in enumerate(TEXTS):
+        ids = tokenizer(text)["input_ids"][: routing.LONGEST]
+        with experts.capture(model) as trace, torch.inference_mode():
+            model(input_ids=torch.tensor([[tokenizer.eos_token_id, *ids]]))
+        assert together.tokens[number, : len(ids)].tolist() == ids
+        assert (together.tokens[number, len(ids) :] == -1).all()
+        for layer, indices in together.indices.items():
+            assert torch.equal(indices[number, : len(ids)].sort().values, trace.indices[layer][0, 1:].sort().values)
+            assert (indices[number, len(ids) :] == -1).all()
+            weights = together.weights[layer][number, : len(ids)]
+            torch.testing.assert_close(weights, trace.weights[layer][0, 1:], rtol=0, atol=1e-5)
+
+
+def test_a_long_text_is_cut_and_an_empty_one_refused(olmoe):
+    assert routing.route(*olmoe, TEXTS, longest=7).tokens.shape == (3, 7)
+    with pytest.raises(BadInput, match="empty text"):
+        routing.route(*olmoe, ["Story: once", ""])
+
+
+def test_a_tokenizer_that_writes_the_start_itself_does_not_get_a_second_one(olmoe):
+    model, tokenizer = olmoe
+
+    class Writes:
+        bos_token_id = eos_token_id = tokenizer.eos_token_id
+
+        def __call__(self, texts):
+            return {"input_ids": [[self.bos_token_id, *row] for row in tokenizer(texts)["input_ids"]]}
+
+    assert torch.equal(routing.route(model, Writes(), TEXTS).tokens, routing.route(model, tokenizer, TEXTS).tokens)
+
+
+# ---- routers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TINY_MOE)
+def test_the_router_beside_the_experts_decides_what_they_get(name):
+    model, tokenizer = models.load(name, dtype=torch.float32, device="cpu")
+    seen, hooks = {}, []
+    for layer, router in routing.routers(model).items():
+        hooks.append(router.register_forward_pre_hook(lambda m, a, n=layer: seen.__setitem__(n, a[0] @ m.weight.T)))
+    routed = routing.route(model, tokenizer, TEXTS[:1])
+    for hook in hooks:
+        hook.remove()
+    assert list(seen) == list(routed.indices) == list(experts.experts_modules(model))
+    for layer, logits in seen.items():  # these families have no selection bias
+        indices = routed.indices[layer][0]
+        chosen = logits.reshape(-1, logits.shape[-1])[1:].topk(indices.shape[1]).indices
+        assert torch.equal(chosen.sort().values, indices.sort().values)
+    assert routing.number_of_experts(model) == next(iter(seen.values())).shape[-1]
+
+
+def test_a_push_raises_the_logit_by_what_it_says_and_ends_with_the_with(olmoe):
+    model, tokenizer = olmoe
+    router, logits = routing.routers(model)[0], []
+    hook = router.register_forward_hook(lambda module, args, output: logits.append(output[0]))
+    with torch.inference_mode(), pytest.raises(KeyboardInterrupt):
+        routing.route(model, tokenizer, TEXTS[:1])
+        with routing.push(model, expert=5, by=0.7):
+            routing.route(model, tokenizer, TEXTS[:1])
+            raise KeyboardInterrupt
+    routing.route(model, tokenizer, TEXTS[:1])
+    hook.remove()
+    before, inside, after = logits
+    torch.testing.assert_close((inside - before)[:, 5], torch.full((len(before),), 0.7), rtol=0, atol=1e-4)
+    assert torch.equal(before, after)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_strong_push_sends_every_token_to_the_expert_in_every_layer(olmoe):
+    with routing.push(olmoe[0], expert=3, by=100.0):
+        routed = routing.route(*olmoe, TEXTS)
+    for indices in routed.indices.values():
+        assert (indices[..., 0][routed.tokens >= 0] == 3).all()
+
+
+def test_a_dense_model_has_no_routers():
+    model, _ = models.load("tiny/transformer", dtype=torch.float32, device="cpu")
+    with pytest.raises(BadInput, match="dense"):
+        routing.routers(model)
+
+
+def test_the_small_models_of_the_tests_have_routers():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for kind in ("olmoe", "deepseek-moe", "jamba"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SMALL[kind], vocab_size=64, pad_token_id=0))
+        assert routing.routers(model)
+
+
+# ---- many layers -----------------------------------------------------------------------------------------------------
+
+
+def test_holm_equals_its_definition():
+    """Holm 1979: the hypotheses by their p, the smallest times m, the next times m - 1, never below the one before."""
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert routing.holm(torch.tensor(p)).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        p = torch.rand(6, generator=generator).double() ** 3
+        ordered = sorted(range(6), key=lambda i: float(p[i]))
+        running = itertools.accumulate((min(1.0, float(p[i]) * (6 - r)) for r, i in enumerate(ordered)), max)
+        expected = dict(zip(ordered, running, strict=True))
+        assert routing.holm(p).tolist() == pytest.approx([expected[i] for i in range(6)])
+
+
+def test_holm_keeps_the_level_over_many_layers():
+    p = torch.rand(4000, 16, generator=torch.Generator().manual_seed(1)).double()
+    any_false = sum(bool((routing.holm(row) < 0.05).any()) for row in p) / len(p)
+    assert any_false < 0.05 + 3 * (0.05 * 0.95 / len(p)) ** 0.5
+    assert (p < 0.05).any(1).double().mean() > 0.5  # without it most runs have a false positive
