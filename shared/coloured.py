@@ -1,0 +1,86 @@
+"""Text coloured by the experts that its tokens went to, as HTML: in JupyterLab, and in a page without a kernel.
+
+Every colour comes with a number, so nothing is lost without colour: the one behind a token is its first expert.
+"""
+
+import colorsys
+import html
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+TOKEN = "color:#000;background-color:{};padding:1px 0 1px 1px;border-radius:3px;white-space:pre-wrap"
+SMALL = "font-size:65%;color:#000;padding:0 1px"
+
+
+def colour(expert: int, experts: int) -> str:
+    """A light colour for one of E experts, as #rrggbb: black text on it is readable, neighbours differ in lightness."""
+    lightness = (0.87, 0.77, 0.82)[expert % 3]
+    return "#" + "".join(f"{round(255 * c):02x}" for c in colorsys.hls_to_rgb(expert / experts, lightness, 0.75))
+
+
+def text(pieces: Sequence[str], indices: Tensor, weights: Tensor, experts: int) -> str:
+    """Tokens as HTML: the colour and the small number say the first expert, the tooltip all k with their weights.
+
+    pieces: T strings. indices, weights: (T, k), the largest weight first; tokens with index -1 (padding) are left out.
+    """
+    marks = []
+    for piece, chosen, shares in zip(pieces, indices.tolist(), weights.tolist(), strict=True):
+        if chosen[0] < 0:
+            continue
+        which = ", ".join(f"expert {e}: {w:.2f}" for e, w in zip(chosen, shares, strict=True) if e >= 0)
+        shown = html.escape(piece).replace("\n", "⏎")
+        title = html.escape(f"{piece!r} → {which}")
+        style = TOKEN.format(colour(chosen[0], experts))
+        mark = f'<span title="{title}" style="{style}">{shown}<sub style="{SMALL}">{chosen[0]}</sub></span>'
+        marks.append(mark + "<br>" * piece.count("\n"))
+    return f'<div style="line-height:1.9">{"".join(marks)}</div>'
+
+
+def legend(experts: int) -> str:
+    """Every expert's number on its colour."""
+    style = "color:#000;padding:1px 5px;border-radius:3px;display:inline-block;margin:1px;background-color:"
+    chips = "".join(f'<span style="{style}{colour(e, experts)}">{e}</span>' for e in range(experts))
+    return f'<div style="line-height:1.6">first expert: {chips}</div>'
+
+
+def pieces(tokenizer, tokens: Tensor) -> list[str]:
+    """(T,) token ids -> the text of each; padding (-1) is empty."""
+    return [tokenizer.decode([token]) if token >= 0 else "" for token in tokens.tolist()]
+
+
+def show(body: str, alt: str) -> None:
+    """Display HTML; `alt` says in plain text what a reader without it should know."""
+    from IPython.display import display
+
+    display({"text/html": body, "text/plain": alt}, raw=True)
+
+
+def box(route: Callable[[str, int], str], start: str, layers: Sequence[int]):
+    """A text field and a choice of layer above what `route(text, layer)` draws; displayed, and returned.
+
+    Without a kernel the page shows what it drew for `start`. Returns: the widget; its `children` are the field, the
+    choice and the drawing, and setting the `value` of one of the first two draws again, as typing does.
+    """
+    import ipywidgets
+    from IPython.display import display
+
+    field = ipywidgets.Textarea(start, layout={"width": "100%"}, continuous_update=False, description="text")
+    choice = ipywidgets.Dropdown(options=list(layers), value=layers[-1], description="layer")
+    drawing = ipywidgets.HTML(route(start, layers[-1]))
+
+    def draw(_):
+        try:
+            drawing.value = route(field.value, choice.value)
+        except ValueError as problem:  # nothing to route: say so where one looks
+            drawing.value = html.escape(str(problem))
+
+    field.observe(draw, "value")
+    choice.observe(draw, "value")
+    whole = ipywidgets.VBox([field, choice, drawing])
+    note = "<p><em>Without a kernel this is a picture: open the lab to type your own text.</em></p>"
+    static = f"<blockquote>{html.escape(start)}</blockquote>{drawing.value}{note}"
+    view = {"model_id": whole.model_id, "version_major": 2, "version_minor": 0}
+    data = {"application/vnd.jupyter.widget-view+json": view, "text/html": static}
+    display({**data, "text/plain": f"A text field, a choice of layer, and the routing of: {start}"}, raw=True)
+    return whole
