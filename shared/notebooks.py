@@ -199,6 +199,10 @@ def render(run: Run) -> Path:
     notebook = nbformat.read(run.notebook, as_version=4)
     notebook.metadata["title"] = heading(notebook)
     notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    # A widget without its kernel is dead, and its player would come from the network: the page shows its picture.
+    notebook.metadata.pop("widgets", None)
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     body, _ = exporter.from_notebook_node(notebook)
     run.page.parent.mkdir(parents=True, exist_ok=True)
     run.page.write_text(body, encoding="utf-8")
