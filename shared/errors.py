@@ -31,7 +31,3 @@ class DamagedCheckpoint(CourseError):
 
 class ContextTooLong(CourseError):
     """More tokens than the model has positions for."""
-
-
-class KernelNeedsGPU(CourseError):
-    """mamba-ssm is installed, so Mamba runs its CUDA kernel, and that cannot run on a CPU."""

@@ -5,21 +5,19 @@ ship with the course. Nothing falls back silently: what cannot be had is one sen
 """
 
 import importlib
-import inspect
 import logging
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from shared import checkpoints, memory
+from shared import checkpoints, kernels, memory
 from shared.errors import (
     BadInput,
     ContextTooLong,
     CourseError,
     DamagedCheckpoint,
     DiskFull,
-    KernelNeedsGPU,
     Missing,
     NotEnoughMemory,
 )
@@ -35,7 +33,6 @@ __all__ = [
     "DamagedCheckpoint",
     "DiskFull",
     "Fit",
-    "KernelNeedsGPU",
     "Missing",
     "ModelSize",
     "NotEnoughMemory",
@@ -59,20 +56,14 @@ def check_context(model, length: int) -> None:
 
 def path(model) -> str:
     """Which code runs the Mamba scan: "kernel" (mamba-ssm), "reference" (transformers' loop), "course" (shared.scan),
-    or "no scan" for a model without one.
-
-    transformers chooses once, when the modelling file is imported, whatever the device, and says nothing: read it.
+    or "no scan" for a model without one. The kernel runs on a GPU only, so the device decides with what is installed.
     """
-    return _path(model.config.model_type)
-
-
-def _path(model_type: str) -> str:
-    if model_type not in ("mamba", "falcon_mamba", "jamba"):
+    kind = model.config.model_type
+    if kind not in kernels.FAMILIES:
         return "no scan"
-    module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
-    scan = module.mamba_selective_scan
-    chosen = inspect.getclosurevars(scan).nonlocals.get("implementation", scan).__module__
-    return {"transformers": "reference", "shared": "course"}.get(chosen.split(".")[0], "kernel")
+    scan = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}").mamba_selective_scan
+    chosen = kernels.chosen(scan, gpu=model.device.type == "cuda").__module__.split(".")[0]
+    return {"transformers": "reference", "shared": "course"}.get(chosen, "kernel")
 
 
 # ----------------------------------------------------------------------------------------------------------- loading
@@ -94,16 +85,11 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained
         (model, tokenizer). With random weights the tokenizer is None where the cache has none.
 
     Raises:
-        BadInput, NotEnoughMemory, Missing, DiskFull, DamagedCheckpoint, KernelNeedsGPU: one sentence each.
+        BadInput, NotEnoughMemory, Missing, DiskFull, DamagedCheckpoint: one sentence each.
     """
     if weights not in ("trained", "random"):
         raise BadInput(f'The weights are "trained" or "random", not {weights!r}.')
     config, device = published_config(check_name(name)), memory.pick_device(device)
-    if device.type != "cuda" and _path(config.model_type) == "kernel":
-        raise KernelNeedsGPU(
-            f"{name} would run mamba-ssm's CUDA kernel on {device} and crash: load it on the GPU, or set "
-            'sys.modules["mamba_ssm"] and sys.modules["causal_conv1d"] to None before transformers is first imported.'
-        )
     if not (fit := fits(name, device=device, dtype=dtype, weights=weights, bits=bits)):
         raise NotEnoughMemory(fit.reason)
     quantization = _eight_bit_experts(weights) if bits == 8 else {}
@@ -122,6 +108,7 @@ def _random(config, dtype, device):
     """Build the model where it is to stay, in `dtype` from the start, so that no second copy ever exists."""
     from transformers import AutoModelForCausalLM
 
+    kernels.by_device()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -152,6 +139,7 @@ def _trained(folder: Path, dtype, device, **options):
     """Load a checkpoint and refuse what is missing, cut short, left over or of another shape."""
     from transformers import AutoModelForCausalLM
 
+    kernels.by_device()
     checkpoints.check_files(folder)
     with _quiet(bar=not folder.is_relative_to(DATA)):
         model, info = AutoModelForCausalLM.from_pretrained(

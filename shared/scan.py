@@ -14,7 +14,6 @@ that a step is one piece of memory, and channels last, so that arithmetic runs a
 """
 
 import importlib
-import inspect
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from shared import kernels
 
 CHUNK = 64  # steps; the kept states take N / CHUNK times the memory of u
 LANES = 12288  # states of a tile: with fewer, calling torch takes longer than the arithmetic of a step
@@ -237,12 +238,12 @@ def in_transformers() -> Iterator[None]:
     checkpointing the backward belongs inside too: it runs the forward again. Where mamba-ssm's kernel runs, it still
     does every scan from zero; one that starts from a state, which the kernel cannot, is this one.
     """
+    kernels.by_device()
     with ExitStack() as restored:
         for family, name in MIXERS.items():
             module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-            library = module.mamba_selective_scan
-            chosen = inspect.getclosurevars(library).nonlocals.get("implementation", library)
-            scan = _resuming(selective_scan if chosen.__module__.startswith("transformers.") else chosen)
+            fast = kernels.chosen(module.mamba_selective_scan)
+            scan = _resuming(kernels.choose(fast, selective_scan) if kernels.is_kernel(fast) else selective_scan)
             restored.enter_context(patch.object(module, "mamba_selective_scan", scan))
             mixer = getattr(module, name)
             restored.enter_context(patch.object(mixer, "__call__", _carrying(mixer.__call__)))

@@ -420,24 +420,6 @@ def test_path_says_which_scan_runs(course):
         assert models.path(loaded["mamba"]) == models.path(loaded["jamba"]) == "course"
 
 
-def test_with_the_kernels_installed_a_model_on_the_cpu_is_refused_instead_of_crashing(course, monkeypatch):
-    from transformers.models.jamba import modeling_jamba
-
-    def kernel():
-        pass
-
-    kernel.__module__ = "mamba_ssm.ops.selective_scan_interface"
-
-    def chosen_at_import(implementation):
-        return lambda *args, **kwargs: implementation(*args, **kwargs)
-
-    monkeypatch.setattr(modeling_jamba, "mamba_selective_scan", chosen_at_import(kernel))
-    with pytest.raises(models.KernelNeedsGPU) as error:
-        models.load("tiny/jamba", device="cpu")
-    assert "load it on the GPU" in sentence(error)
-    models.load("tiny/transformer", device="cpu")
-
-
 def test_a_notebook_shows_one_sentence_and_no_frames():
     code = (
         "from IPython.core.interactiveshell import InteractiveShell\n"

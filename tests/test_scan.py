@@ -16,7 +16,7 @@ from transformers.models.falcon_mamba import modeling_falcon_mamba
 from transformers.models.jamba import modeling_jamba
 from transformers.models.mamba import modeling_mamba
 
-from shared import models, scan
+from shared import kernels, models, scan
 
 REFERENCE = modeling_mamba.mamba_selective_scan
 
@@ -496,7 +496,11 @@ def test_a_kernel_keeps_what_starts_from_zero_and_the_scan_takes_what_continues(
     expected = whole(model)
     monkeypatch.setattr(modeling_mamba, "mamba_selective_scan", chosen_at_import(kernel))
     with scan.in_transformers():
-        assert models.path(model) == "kernel"
+        assert models.path(model) == "course"  # the model is on a CPU
+        on_cpu, _ = read(model, IDS, [30, 10])
+        assert calls == []
+        monkeypatch.setattr(kernels, "can_run_on", lambda tensor: True)
         logits, _ = read(model, IDS, [30, 10])
     assert calls == 3 * [30]  # once per layer, and not for the second piece
+    torch.testing.assert_close(on_cpu, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,292 @@
+"""The compiled kernels without a GPU: a course that has them runs on the CPU, wrong ones are found, a build is whole or
+nothing.
+
+No GPU was here: kernels are stand-ins. What is real: transformers' choice, the packages' sources, pip, and nvcc's
+command line, which a recording nvcc takes.
+"""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from shared import kernels, verify
+from shared.notebooks import ROOT
+
+# ---- who runs them ----------------------------------------------------------------------------------------------
+
+REFUSES = """
+def {name}(x, *args, **kwargs):
+    if not x.is_cuda:
+        raise RuntimeError("a CUDA kernel got a CPU tensor")
+"""
+STUB = {
+    "causal_conv1d/__init__.py": ("causal_conv1d_fn", "causal_conv1d_update"),
+    "mamba_ssm/__init__.py": (),
+    "mamba_ssm/ops/__init__.py": (),
+    "mamba_ssm/ops/triton/__init__.py": (),
+    "mamba_ssm/ops/selective_scan_interface.py": ("mamba_inner_fn", "selective_scan_fn"),
+    "mamba_ssm/ops/triton/selective_state_update.py": ("selective_state_update",),
+}
+
+
+def stub(folder, extra: str = ""):
+    """Packages that can be imported as the real ones can, and whose functions crash on a CPU tensor."""
+    for file, names in STUB.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(extra + "".join(REFUSES.format(name=name) for name in names))
+    return folder
+
+
+def python(code: str, path="", **env) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
+
+
+# What the labs do with Mamba and Jamba: load, generate, score, continue a cache, time the library's scan, train.
+USE = """
+import torch
+from transformers import MambaConfig, MambaForCausalLM
+from shared import models, scan, tasks
+
+found = {}
+for name in ("tiny/mamba", "tiny/jamba"):
+    model, tokenizer = models.load(name, dtype=torch.float32, device="cpu")
+    ids = tokenizer("The river carries the boat", return_tensors="pt").input_ids
+    found[name, "path"] = models.path(model)
+    with torch.no_grad():
+        found[name, "tokens"] = model.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False).tolist()
+        found[name, "logits"] = model(ids).logits.double().sum().item()
+        with scan.in_transformers():
+            found[name, "path in the course's scan"] = models.path(model)
+            found[name, "logits with the course's scan"] = model(ids).logits.double().sum().item()
+    model.train()
+    loss = model(ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    gradients = [p.grad.double().abs().sum().item() for p in model.parameters() if p.grad is not None]
+    found[name, "training"] = loss.item(), sum(gradients)
+torch.manual_seed(0)
+small = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2}
+model = MambaForCausalLM(MambaConfig(**small, state_size=4))
+tasks.train(model, tasks.induction, steps=2)
+found["trained"] = sum(p.double().abs().sum().item() for p in model.parameters())
+found["recall"] = tasks.recall_model("mamba")(torch.arange(12)[None]).logits.double().sum().item()
+print(found)
+"""
+
+
+@pytest.fixture(scope="module")
+def without():
+    """What a course without kernels gives."""
+    done = python(USE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_with_kernels_installed_the_cpu_gives_the_same_results_by_the_same_path(tmp_path, without):
+    done = python(USE, stub(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == without
+    assert "('tiny/mamba', 'path'): 'reference'" in without and "the course's scan\"): 'course'" in without
+
+
+def test_without_the_remedy_the_stub_crashes_as_the_real_kernels_do(tmp_path):
+    """Otherwise the test above would show nothing."""
+    done = python("from shared import kernels\nkernels.by_device = lambda: None\n" + USE, stub(tmp_path))
+    assert "RuntimeError: a CUDA kernel got a CPU tensor" in done.stderr
+
+
+def test_a_broken_build_leaves_the_reference_and_is_called_broken(tmp_path):
+    stub(tmp_path, "raise ImportError('selective_scan_cuda.so: undefined symbol: _ZN3c104cuda')\n")
+    done = python(
+        "from shared import kernels, models\n"
+        "print(models.path(models.load('tiny/mamba', device='cpu')[0]))\nprint(*kernels.status())",
+        tmp_path,
+    )
+    assert done.stdout.splitlines() == [
+        "reference",
+        "broken ImportError: selective_scan_cuda.so: undefined symbol: _ZN3c104cuda",
+    ]
+
+
+def test_status_tells_installed_from_half_installed_from_absent(tmp_path):
+    code = "from shared import kernels\nprint(*kernels.status())"
+    assert python(code).stdout == "not installed \n"
+    assert python(code, stub(tmp_path)).stdout == "installed \n"
+    (tmp_path / "mamba_ssm").rename(tmp_path / "away")
+    assert python(code, tmp_path).stdout == "broken causal_conv1d is there without mamba_ssm\n"
+
+
+CHOICE = """
+from types import SimpleNamespace
+import torch
+from shared import kernels, models
+from transformers.models.mamba import modeling_mamba as library
+kernels.by_device()
+kernels.by_device()
+chosen = lambda name: [kernels.chosen(getattr(library, name), gpu).__module__ for gpu in (True, False)]
+found = {name: chosen(name) for name in kernels.FUNCTIONS}
+config = SimpleNamespace(model_type="mamba")
+paths = [models.path(SimpleNamespace(config=config, device=torch.device(name))) for name in ("cuda", "cpu")]
+print((found, paths))
+"""
+
+
+def test_a_gpu_gets_the_kernel_and_a_cpu_the_reference_unless_the_kernels_are_off(tmp_path):
+    library = "transformers.models.mamba.modeling_mamba"
+    found, paths = eval(python(CHOICE, stub(tmp_path)).stdout)
+    assert paths == ["kernel", "reference"]
+    assert all(cpu == library and gpu.split(".")[0] in kernels.PACKAGES for gpu, cpu in found.values())
+    found, paths = eval(python(CHOICE, tmp_path, MAMBA_KERNELS="off").stdout)
+    assert paths == ["reference", "reference"]
+    assert set(map(tuple, found.values())) == {(library, library)}
+
+
+# ---- do they compute the right thing ----------------------------------------------------------------------------
+
+
+def reference() -> dict:
+    """The library's own code in the kernels' place, and a whole mixer in that of the fused one, which it lacks."""
+    from transformers.models.mamba import modeling_mamba as library
+
+    functions = {name: inspect.unwrap(getattr(library, name)) for name in kernels.FUNCTIONS}
+    conv, scanned = functions["causal_conv1d_fn"], functions["mamba_selective_scan"]
+
+    def inner(xz, weight, bias, x_proj, dt_proj, out_proj, out_bias, A, B, C, D, delta_bias, delta_softplus):
+        x, z = xz.chunk(2, 1)
+        x = conv(x, weight[:, 0], bias, "silu")
+        delta, B, C = (x_proj @ x).split([dt_proj.shape[1], A.shape[1], A.shape[1]], 1)
+        y = scanned(x, dt_proj @ delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus)
+        return F.linear(y.transpose(1, 2).to(xz.dtype), out_proj)
+
+    return {**functions, "mamba_inner_fn": inner}
+
+
+REFERENCE = reference()
+
+
+def test_the_reference_passes_as_a_kernel_with_room_to_spare():
+    checks = verify.verify("cpu", 70, REFERENCE)
+    assert {(check.name, check.dtype) for check in checks} == {
+        (name, dtype) for name in kernels.FUNCTIONS for dtype in ("float32", "bfloat16")
+    }
+    assert all(check.passed and check.error < verify.TOLERANCE[check.dtype] / 3 for check in checks), checks
+
+
+def test_what_the_library_lacks_is_left_out_and_not_called_right():
+    names = {check.name for check in verify.verify("cpu", 9)}
+    assert names == set(kernels.FUNCTIONS) - {"mamba_inner_fn"}
+
+
+def changed(name, change):
+    """The reference of this name with something wrong."""
+    right = REFERENCE[name]
+
+    def wrong(*args, **kwargs):
+        return change(right, *args, **kwargs)
+
+    return {name: wrong}
+
+
+class ForgetsTheFirstGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.clone().index_fill_(-1, torch.tensor([0]), 0.0)
+
+
+def late(right, x, *rest, **options):
+    return right(x.roll(1, 2), *rest, **options)
+
+
+def without_skip(right, *args, **options):
+    return right(*args, **{**options, "D": torch.zeros_like(options["D"])})
+
+
+def without_softplus(right, *args, **options):
+    return right(*args, **{**options, "delta_softplus": False})
+
+
+def state_of_the_step_before(right, *args, **options):
+    y, _ = right(*args, **options)
+    return y, right(*(x[..., :-1] if x.dim() == 3 else x for x in args), **{**options, "z": options["z"][..., :-1]})[1]
+
+
+def forgets_a_piece(right, u, *rest, **options):
+    """As a scan that does not pass the state on from its first 2,048 steps, here the first half."""
+    half = u.shape[2] // 2
+    parts = [
+        right(*(x[..., part] if x.dim() == 3 else x for x in (u, *rest)), **{**options, "z": options["z"][..., part]})
+        for part in (slice(half), slice(half, None))
+    ]
+    return torch.cat([parts[0][0], parts[1][0]], 2), parts[1][1]
+
+
+def no_gradient_of_the_first_step(right, x, *rest, **options):
+    return right(ForgetsTheFirstGradient.apply(x), *rest, **options)
+
+
+def no_gradient(right, x, *rest, **options):
+    return right(x.detach(), *rest, **options)
+
+
+def keeps_the_state(right, x, state, *rest, **options):
+    return right(x, state.clone(), *rest, **options)
+
+
+def keeps_the_other_state(right, state, *rest, **options):
+    return right(state.clone(), *rest, **options)
+
+
+def not_a_number(right, *args, **options):
+    y, last = right(*args, **options)
+    return y * float("nan"), last
+
+
+def crashes(right, *args, **options):
+    raise RuntimeError("no kernel image is available for execution on the device")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "worst"),
+    [
+        ("causal_conv1d_fn", late, ""),
+        ("causal_conv1d_fn", no_gradient_of_the_first_step, "gradient of x"),
+        ("causal_conv1d_update", keeps_the_state, "new state"),
+        ("mamba_selective_scan", without_skip, ""),
+        ("mamba_selective_scan", without_softplus, ""),
+        ("mamba_selective_scan", forgets_a_piece, ""),
+        ("mamba_selective_scan", state_of_the_step_before, "last state"),
+        ("mamba_selective_scan", no_gradient, "gradient of u"),
+        ("mamba_selective_scan", not_a_number, "output"),
+        ("mamba_selective_scan", crashes, "RuntimeError: no kernel image"),
+        ("mamba_selective_state_update", keeps_the_other_state, "new state"),
+        ("mamba_inner_fn", late, ""),
+        ("mamba_inner_fn", no_gradient, "gradient of xz"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_wrong_kernel_is_found_in_both_dtypes(name, change, worst):
+    checks = verify.verify("cpu", 24, changed(name, change), [name])
+    assert [(check.name, check.dtype) for check in checks if not check.passed] == [
+        (name, "float32"),
+        (name, "bfloat16"),
+    ]
+    for check in checks:
+        assert check.passed or (check.worst.startswith(worst) and check.error > 2 * verify.TOLERANCE[check.dtype])
+
+
+def test_verification_prints_json():
+    done = python(
+        "import runpy, sys\nsys.argv[1:] = ['--device', 'cpu', '--length', '9']\n"
+        "runpy.run_module('shared.verify', run_name='__main__')"
+    )
+    assert {check["name"] for check in json.loads(done.stdout)} == set(kernels.FUNCTIONS) - {"mamba_inner_fn"}
