@@ -8,6 +8,7 @@ SCALE = tiny
 LAB =
 NAME =
 CLEAR =
+JSON =
 
 VENV_PYTHON = .venv/bin/python
 # Small tensors on few cores: one thread is many times faster there. What you set yourself is respected.
@@ -22,11 +23,12 @@ IPYTHONDIR = $(CURDIR)/.venv/ipython
 MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
-.PHONY: help setup setup-test setup-bench lab run solutions fetch cache tables test bench tiny curves update clean
+.PHONY: help setup setup-test setup-bench lab doctor kernels kernels-remove run solutions fetch cache tables test bench tiny \
+	curves update clean
 
 help:
 	@echo "Commands:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: ## install everything into .venv (the others call it; TORCH_INDEX_URL= chooses another torch build, PYTHON= another Python)
 	@sh scripts/setup.sh
@@ -51,6 +53,15 @@ fetch: setup ## download ahead of class what a lab needs at scale full (LAB=2.4.
 
 cache: setup ## show what the course keeps in the Hugging Face caches (CLEAR=alpaca deletes one)
 	@$(VENV_PYTHON) scripts/hub.py cache --clear "$(CLEAR)"
+
+doctor: setup ## say what this machine can run, what not, and which command changes that (JSON=yes for programs)
+	@$(VENV_PYTHON) scripts/doctor.py $(if $(filter yes,$(JSON)),--json)
+
+kernels: setup ## build Mamba's CUDA kernels for this machine's GPU, check them, install them
+	@$(VENV_PYTHON) scripts/build_kernels.py build
+
+kernels-remove: setup ## take the kernels away again
+	@$(VENV_PYTHON) scripts/build_kernels.py remove
 
 test: setup-test ## everything that CI runs: style, then all tests
 	@sh scripts/test-packages.sh
