@@ -1,0 +1,113 @@
+"""The page of `make doctor`: what this machine can run, what not, and for each "no" the command that changes it."""
+
+import argparse
+import json
+import textwrap
+
+from shared import doctor
+from shared.memory import human
+
+WIDTH, LABEL = 100, 12
+
+
+def line(label: str, text: str) -> str:
+    """A label and its text, wrapped beside it."""
+    indent = " " * LABEL
+    return textwrap.fill(f"{label:<{LABEL}}{text}", WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def gpu_lines(found: dict) -> list[str]:
+    if not found["name"]:
+        return [line("GPU", f"no: {found['why']}"), line("", f"-> {found['change']}")]
+    kind = "one memory for CPU and GPU (unified)" if found["unified"] else "memory of its own"
+    text = f"{found['name']}, compute capability {found['capability']}, {human(found['memory_bytes'])}, {kind}"
+    lines = [line("GPU", f"{text}; driver {found['driver'] or 'unknown'}, PyTorch for CUDA {found['cuda']}")]
+    lines.append(line("", f"{found.get('code') or found['why']} ({' '.join(found['architectures'])})"))
+    return lines + ([line("", f"-> {found['change']}")] if found["why"] else [])
+
+
+def kernel_lines(found: dict) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
+    text = " ".join(filter(None, [found["status"], versions and f"({versions})"]))
+    text += f": {found['why']}" if found["why"] else ""
+    if found["status"] != "installed":
+        text += "; Mamba runs the reference path, which is slow on long contexts"
+    elif built := found.get("built"):
+        wrong = [check["name"] for check in built["checks"] if not check["passed"]]
+        verdict = (
+            f"wrong: {', '.join(wrong)}" if wrong else f"all {len(built['checks'])} comparisons with float64 right"
+        )
+        text += f", built for {built['architecture']} on {built['date']}, {verdict}"
+    else:
+        text += ", not built by `make kernels`, so nobody compared them here"
+    return [line("Kernels", text)] + ([line("", f"-> {found['change']}")] if "change" in found else [])
+
+
+def memory_lines(found: dict, device: dict) -> list[str]:
+    text = f"{human(found['available'])} of {human(found['total'])} available"
+    if "page_cache" in found:
+        text += f"; page cache {human(found['page_cache'])}, which Linux gives back when it is needed"
+    lines = [line("Memory", text)]
+    if device["name"] and not device["unified"]:
+        lines.append(
+            line("", f"on the GPU {human(found['device_available'])} of {human(device['memory_bytes'])} available")
+        )
+    for row in found["holders"]:
+        what = f"notebook {row['notebook']}" if row["notebook"] else row["name"]
+        on_gpu = f", {human(row['gpu_bytes'])} on the GPU" if row["gpu_bytes"] else ""
+        lines.append(line("", f"{human(row['resident_bytes']):>8}{on_gpu} held by {what} (pid {row['pid']})"))
+    if any(row["notebook"] for row in found["holders"]):
+        lines.append(line("", "-> Kernel > Shut Down Kernel in JupyterLab gives a notebook's memory back"))
+    swap = f"{human(found['swap_free'])} of {human(found['swap_total'])} free" if found["swap_total"] else "none"
+    return [
+        *lines,
+        line("Swap", swap + ("; not counted as memory" if found["swap_total"] else "")),
+    ]
+
+
+def lab_lines(rows: list[dict]) -> list[str]:
+    lines = [f"{'Lab':<7}{'scale':<7}{'runs here':<11}{'memory':<10}{'time':<28}models"]
+    for row in rows:
+        size = human(row["memory_bytes"]) if row["memory_bytes"] else "?"
+        runs = "yes" if row["runs"] else "no"
+        head = f"{row['lab']:<7}{row['scale']:<7}{runs:<11}{size:<10}{row['minutes']:<28}"
+        lines.append((head + (", ".join(row["models"]) or "none")).rstrip())
+        if not row["runs"]:
+            lines.append(textwrap.fill(row["why"], WIDTH, initial_indent=" " * 14, subsequent_indent=" " * 14))
+            lines.append(f"{'':<14}-> {row['change']}")
+    return lines
+
+
+def page(found: dict) -> str:
+    """The facts for a reader in a terminal of 100 columns."""
+    here, packages, where = found["machine"], found["machine"]["packages"], found["disk"]
+    kept = ", ".join(f"{name} {human(size)}" for name, size in where["cached"].items()) or "nothing of the course yet"
+    lines = [
+        "What this machine can run, and what changes each no (->). Put this page into a report of a problem.",
+        "",
+        line("Machine", f"{here['system']}; {here['processor']}" + (f"; {here['dgx']}" if here["dgx"] else "")),
+        line("Packages", ", ".join(f"{name} {number or 'not installed'}" for name, number in packages.items())),
+        *gpu_lines(found["gpu"]),
+        *kernel_lines(found["kernels"]),
+        *memory_lines(found["memory"], found["gpu"]),
+        line("Disk", f"{human(where['course_free'])} free for the course in {where['course']}"),
+        line("Cache", f"{human(where['cache_free'])} free in {where['cache']}; {kept} (make cache tells more)"),
+        "",
+        *lab_lines(found["labs"]),
+        line("", "memory at scale full: the largest model in 16 bits, one at a time; contexts come on top"),
+        "",
+        "Not run on a DGX Spark yet. The same facts for programs: make doctor JSON=yes",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="the facts as JSON")
+    options = parser.parse_args(arguments)
+    found = doctor.facts()
+    print(json.dumps(found, indent=1) if options.json else page(found))
+
+
+if __name__ == "__main__":
+    main()

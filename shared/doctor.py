@@ -1,0 +1,254 @@
+"""What this machine can run of the course, what not, and which command changes that: the facts behind `make doctor`.
+
+No network is asked and no model is loaded. Sizes are bytes. The names of notebooks and programs are the only private
+thing in it.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import torch
+
+from shared import cache, hub, kernels, memory, models, notebooks, results
+from shared.catalogue import SOURCES
+from shared.memory import human
+
+# ---- the machine ------------------------------------------------------------------------------------------------
+
+
+def asked(*command: str) -> list[str]:
+    """The lines that a command prints; none where it is missing, fails or hangs."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def machine() -> dict:
+    release = Path("/etc/dgx-release")
+    return {
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "processor": results._processor(),
+        "dgx": release.read_text() if release.exists() else None,
+        "packages": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "triton", "datasets", "peft")},
+    }
+
+
+def gpu() -> dict:
+    """The GPU, its driver, and whether this PyTorch has code for it."""
+    driver = asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    found = {"driver": driver[0] if driver else None, "cuda": torch.version.cuda, "name": None, "why": None}
+    if not torch.cuda.is_available():
+        if torch.version.cuda is None and driver:
+            found["why"] = "there is a GPU, but this PyTorch is a build without CUDA"
+            found["change"] = "make setup TORCH_INDEX_URL=<the CUDA index that pytorch.org shows for pip>"
+        elif driver:
+            found["why"] = f"there is a GPU, but its driver {driver[0]} does not do for CUDA {torch.version.cuda}"
+            found["change"] = "sudo apt upgrade, then restart (the driver has to be as new as PyTorch's CUDA)"
+        else:
+            found["why"] = "PyTorch sees no NVIDIA GPU; scale tiny needs none"
+            found["change"] = "take a machine with one; in a container: docker run --gpus all ..."
+        return found
+    properties = torch.cuda.get_device_properties(0)
+    capability, architectures = (properties.major, properties.minor), torch.cuda.get_arch_list()
+    found |= {
+        "name": properties.name,
+        "capability": "{}.{}".format(*capability),
+        "unified": memory.is_unified(),
+        "memory_bytes": properties.total_memory,
+        "architectures": architectures,
+    }
+    # Code for one version runs on later ones of the same major version.
+    built = [divmod(int(number), 10) for name in architectures for number in re.findall(r"^sm_(\d+)", name)]
+    if fitting := [one for one in built if one[0] == capability[0] and one <= capability]:
+        best = "{}{}".format(*max(fitting))
+        found["code"] = f"it runs PyTorch's code for sm_{best}"
+        if max(fitting) != capability:
+            found["code"] += f", so a warning that sm_{capability[0]}{capability[1]} is missing is harmless"
+    else:
+        found["why"] = f"this PyTorch has no code for compute capability {found['capability']}"
+        found["change"] = "make setup TORCH_INDEX_URL=<another CUDA index that pytorch.org shows for pip>"
+    return found
+
+
+def compiled() -> dict:
+    """The kernels: whether they are there and work, what they were built for, and how they compared with float64."""
+    state, why = kernels.status()
+    found = {"status": state, "why": why, "versions": {name: version(name) for name in ("causal-conv1d", "mamba-ssm")}}
+    spec = find_spec("mamba_ssm")
+    record = Path(spec.origin).parents[1] / "built.json" if spec and spec.origin else Path("none")
+    if record.exists():
+        found["built"] = built = json.loads(record.read_text())
+        if built["torch"] != torch.__version__:
+            found |= {"status": "broken", "why": f"built for torch {built['torch']}, and {torch.__version__} is here"}
+    if found["status"] != "installed" and torch.cuda.is_available():
+        found["change"] = "make kernels-remove; make kernels" if state == "broken" else "make kernels"
+    return found
+
+
+# ---- memory and disk --------------------------------------------------------------------------------------------
+
+
+def notebook_of(process: psutil.Process) -> str | None:
+    """The notebook of a Jupyter kernel (Jupyter's server tells the kernel which one), None for any other process."""
+    try:
+        if not any("ipykernel" in part for part in process.cmdline()):
+            return None
+        return Path(process.environ().get("JPY_SESSION_NAME", "without a name")).name
+    except (psutil.Error, OSError):
+        return None
+
+
+def program(process: psutil.Process) -> str:
+    """The first words of a command, without folders: "python -m pytest"."""
+    try:
+        return " ".join(Path(part).name for part in process.cmdline()[:3])[:40] or process.name()
+    except psutil.Error:
+        return "a program"
+
+
+def holders(least: float = 200e6, most: int = 5) -> list[dict]:
+    """The processes that hold most memory, largest first, with the notebook of each that is a Jupyter kernel."""
+    on_gpu = {}
+    for line in asked("nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"):
+        if found := re.fullmatch(r"\s*(\d+),\s*(\d+)\s*", line):  # a Spark may answer [N/A]
+            on_gpu[int(found[1])] = int(found[2]) * 2**20
+    rows = []
+    for process in psutil.process_iter(["memory_info"]):
+        resident = process.info["memory_info"].rss if process.info["memory_info"] else 0
+        if process.pid != os.getpid() and resident + on_gpu.get(process.pid, 0) >= least:
+            row = {"pid": process.pid, "name": program(process), "notebook": notebook_of(process)}
+            rows.append(row | {"resident_bytes": resident, "gpu_bytes": on_gpu.get(process.pid, 0)})
+    return sorted(rows, key=lambda row: -row["resident_bytes"] - row["gpu_bytes"])[:most]
+
+
+def memory_now() -> dict:
+    """What is free, what the page cache could give back, swap, and who holds the rest. Bytes."""
+    found = {"available": memory.available("cpu"), "device_available": memory.available(), "holders": holders()}
+    if memory.MEMINFO.exists():
+        kb = dict(re.findall(r"^(\w+):\s+(\d+) kB", memory.MEMINFO.read_text(), re.MULTILINE))
+        size = {name: int(value) * 1024 for name, value in kb.items()}
+        files = size["Cached"] + size["Buffers"] + size["SReclaimable"] - size["Shmem"]  # Shmem is no file
+        swap = {"swap_total": size["SwapTotal"], "swap_free": size["SwapFree"]}
+        return found | {"total": size["MemTotal"], "page_cache": files, **swap}
+    swap = psutil.swap_memory()
+    return found | {"total": psutil.virtual_memory().total, "swap_total": swap.total, "swap_free": swap.free}
+
+
+def disk() -> dict:
+    """Free bytes where the course and the Hugging Face cache lie, and what the course keeps there."""
+    kept = cache.cached()
+    hub_cache = cache.storage(next(iter(SOURCES.values()))).parent
+    return {
+        "course": str(notebooks.ROOT),
+        "course_free": shutil.disk_usage(notebooks.ROOT).free,
+        "cache": str(hub_cache),
+        "cache_free": hub.disk_free(hub_cache),
+        "cached": {row.Index: int(row.download_bytes + row.arrow_bytes) for row in kept.itertuples()},
+    }
+
+
+# ---- labs -------------------------------------------------------------------------------------------------------
+
+
+def needs(lab: str, scale: str) -> str:
+    """The row of a lab's table of needs for this scale: machine and minutes, as it was measured."""
+    text = "\n".join(cell.source for cell in notebooks.read(lab).cells[:3])
+    row = re.search(rf"^\| *`?{scale}`? *\|(.*)$", text, re.MULTILINE)
+    return row[1] if row else ""
+
+
+def last_run(lab: str, scale: str) -> float | None:
+    """Seconds of the last whole run of a lab by `make run` on this machine, None without one."""
+    file = notebooks.BUILD / "executed" / notebooks.path_of(lab).name
+    try:
+        run = json.loads(file.read_text())["metadata"]["papermill"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return run["duration"] if run["parameters"].get("SCALE") == scale and not run["exception"] else None
+
+
+def minutes(lab: str, scale: str) -> str:
+    """How long a lab takes and how that is known."""
+    if seconds := last_run(lab, scale):
+        return f"{seconds / 60:.1f} min, the last run here"
+    documented = re.search(r"about (?:a|an|[\d.]+) minutes?", needs(lab, scale))
+    return f"{documented[0]} on two cores" if documented else "not measured yet"
+
+
+def tiny(lab: str) -> dict:
+    least = re.search(r"([\d.]+) GB of free memory", needs(lab, "tiny"))
+    least, free = float(least[1]) * 1e9 if least else 2e9, memory.available("cpu")
+    row = {
+        "lab": lab,
+        "scale": "tiny",
+        "models": ["data/tiny"],
+        "memory_bytes": int(least),
+        "minutes": minutes(lab, "tiny"),
+    }
+    if free >= least:
+        return row | {"runs": True}
+    return row | {
+        "runs": False,
+        "why": f"{human(free)} of memory are free",
+        "change": "close other notebooks and programs",
+    }
+
+
+def full(lab: str, device: dict) -> dict:
+    """Whether a lab runs at scale full: one model after the other in memory, all of its sources on this machine."""
+    names = [name for name, source in SOURCES.items() if lab in source.labs]
+    fits = {name: models.fits(name) for name in names if SOURCES[name].kind == "model"}
+    largest = max(fits, key=lambda name: fits[name].needed_bytes, default=None)
+    row = {"lab": lab, "scale": "full", "models": list(fits), "minutes": minutes(lab, "full")}
+    row["memory_bytes"] = fits[largest].needed_bytes if largest else None
+    missing = [name for name in names if not cache.local(name)]
+    download = sum(hub.download_bytes(name) for name in missing)
+    room = hub.disk_free(cache.storage(SOURCES[names[0]])) if names else 0
+    if device["why"]:
+        why = device["why"] if device["name"] else "scale full wants an NVIDIA GPU"
+        return row | {"runs": False, "why": why, "change": device["change"]}
+    if largest and not fits[largest]:
+        return row | {
+            "runs": False,
+            "why": fits[largest].reason.rstrip("."),
+            "change": "close other notebooks and programs",
+        }
+    if missing and download > room:
+        why = f"{human(download)} to download, and the disk has {human(room)} free"
+        return row | {"runs": False, "why": why, "change": "export HF_HOME=<a folder on a larger disk>"}
+    if missing:
+        why = f"not here yet: {', '.join(missing)} ({human(download)})"
+        return row | {"runs": False, "why": why, "change": f"make fetch LAB={lab} SCALE=full"}
+    return row | {"runs": True}
+
+
+def facts() -> dict:
+    """Everything that the page says."""
+    device = gpu()
+    labs = [row for lab in notebooks.labs() for row in (tiny(lab), full(lab, device))]
+    return {
+        "machine": machine(),
+        "gpu": device,
+        "kernels": compiled(),
+        "memory": memory_now(),
+        "disk": disk(),
+        "labs": labs,
+    }

@@ -1,0 +1,264 @@
+"""`make doctor` on machines that are not here: torch's, nvidia-smi's and the kernel's answers are put in, all else is
+real. Nobody has run it on a DGX Spark yet."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from shared import cache, doctor, fitting, hub, kernels, memory, notebooks
+from shared.notebooks import ROOT
+
+spec = importlib.util.spec_from_file_location("doctor_page", ROOT / "scripts/doctor.py")
+page = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(page)
+
+# As a Spark's would read: a small MemFree, most of the rest in the page cache.
+MEMINFO_SPARK = """MemTotal:       125513632 kB
+MemFree:         9012345 kB
+MemAvailable:   101234567 kB
+Buffers:          412345 kB
+Cached:         92345678 kB
+SReclaimable:     912345 kB
+Shmem:             12345 kB
+SwapTotal:      16777212 kB
+SwapFree:       16777212 kB
+"""
+ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]  # of torch 2.13.0+cu130
+
+
+def smi(folder, monkeypatch, apps="", driver="580.95.05"):
+    """An nvidia-smi that answers with this driver and these programs."""
+    text = f'#!/bin/sh\ncase "$1" in *driver*) echo "{driver}" ;; *) printf "{apps}" ;; esac\n'
+    (folder / "bin").mkdir()
+    (folder / "bin/nvidia-smi").write_text(text)
+    (folder / "bin/nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
+
+
+def device(monkeypatch, name, capability, unified, total, free):
+    """torch, as it answers with this GPU."""
+    properties = SimpleNamespace(
+        name=name, major=capability[0], minor=capability[1], total_memory=total, is_integrated=int(unified)
+    )
+    for function, answer in {
+        "is_available": lambda: True,
+        "get_device_properties": lambda device=0: properties,
+        "get_device_name": lambda device=0: name,
+        "get_arch_list": lambda: ARCHITECTURES,
+        "mem_get_info": lambda device=None: (free, total),
+        "memory_reserved": lambda device=None: 0,
+        "memory_allocated": lambda device=None: 0,
+    }.items():
+        monkeypatch.setattr(torch.cuda, function, answer)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+
+def meminfo(tmp_path, monkeypatch, text):
+    (tmp_path / "meminfo").write_text(text)
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+
+
+def read(found) -> str:
+    """The page as its reader sees it: no line is wider than the terminal."""
+    text = page.page(found)
+    assert max(map(len, text.splitlines())) <= 100
+    return text
+
+
+@pytest.fixture
+def spark(tmp_path, monkeypatch):
+    """A DGX Spark with a third of its memory in the page cache and one program on its GPU."""
+    smi(tmp_path, monkeypatch, f"{os.getppid()}, [N/A]\\n")
+    device(monkeypatch, "NVIDIA GB10", (12, 1), True, 128 * 10**9, 3 * 10**9)
+    meminfo(tmp_path, monkeypatch, MEMINFO_SPARK)
+
+
+# ---- this machine -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def here() -> SimpleNamespace:
+    """What `make doctor` prints on this machine, without a network, as a page and as JSON."""
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    before = os.times().children_user
+    done = subprocess.run(["make", "--no-print-directory", "doctor"], cwd=ROOT, env=env, capture_output=True, text=True)
+    spent = os.times().children_user - before
+    asked = subprocess.run(["make", "-s", "doctor", "JSON=yes"], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == asked.returncode == 0, done.stderr + asked.stderr
+    return SimpleNamespace(text=done.stdout, facts=json.loads(asked.stdout), seconds=spent)
+
+
+def test_the_page_has_every_part_fits_the_terminal_and_takes_seconds(here):
+    lines = here.text.splitlines()
+    labels = [line.split()[0] for line in lines if line and not line.startswith((" ", "2."))]
+    assert labels == ["What", "Machine", "Packages", "GPU", "Kernels", "Memory", "Swap", "Disk", "Cache", "Lab", "Not"]
+    assert max(map(len, lines)) <= 100 and len(lines) < 60
+    assert here.seconds < 15
+
+
+def test_json_has_the_facts_of_the_page(here):
+    facts = here.facts
+    assert set(facts) == {"machine", "gpu", "kernels", "memory", "disk", "labs"}
+    assert facts["machine"]["packages"]["torch"] == torch.__version__
+    assert {(row["lab"], row["scale"]) for row in facts["labs"]} == {
+        (lab, scale) for lab in notebooks.labs() for scale in notebooks.SCALES
+    }
+
+
+def test_every_no_comes_with_the_command_that_changes_it(here):
+    for row in here.facts["labs"]:
+        assert row["runs"] or (row["why"] and row["change"]), row
+    lines = here.text.splitlines()
+    for number, line in enumerate(lines):
+        if " no " in line[:24]:
+            assert any("-> " in after for after in lines[number + 1 : number + 5]), line
+
+
+def test_a_scale_has_the_needs_that_its_lab_documents(here):
+    row = next(row for row in here.facts["labs"] if (row["lab"], row["scale"]) == ("2.4.1", "tiny"))
+    assert row["memory_bytes"] == 2e9 and row["minutes"] in (
+        "about a minute on two cores",
+        doctor.minutes("2.4.1", "tiny"),
+    )
+
+
+def test_minutes_are_those_of_the_last_run_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.notebooks, "BUILD", tmp_path)
+    file = tmp_path / "executed" / notebooks.path_of("2.4.1").name
+    assert doctor.minutes("2.4.1", "tiny") == "about a minute on two cores"
+    file.parent.mkdir()
+    run = {"duration": 90.0, "parameters": {"SCALE": "tiny"}, "exception": None}
+    file.write_text(json.dumps({"metadata": {"papermill": run}}))
+    assert doctor.minutes("2.4.1", "tiny") == "1.5 min, the last run here"
+    assert doctor.minutes("2.4.1", "full") == "not measured yet"
+    file.write_text(json.dumps({"metadata": {"papermill": {**run, "exception": True}}}))
+    assert doctor.minutes("2.4.1", "tiny") == "about a minute on two cores"
+
+
+# ---- machines that are not here ---------------------------------------------------------------------------------
+
+
+def test_a_spark_is_unified_and_its_warning_harmless(spark):
+    text = read(doctor.facts())
+    assert "NVIDIA GB10, compute capability 12.1, 128 GB, one memory for CPU and GPU (unified)" in text
+    assert "driver 580.95.05, PyTorch for CUDA 13.0" in " ".join(text.split())
+    assert "runs PyTorch's code for sm_120, so a warning that sm_121 is missing is harmless" in " ".join(text.split())
+    assert "Kernels     not installed" in text and "-> make kernels\n" in text
+
+
+def test_a_spark_counts_the_page_cache_as_free_and_swap_not(spark):
+    found = doctor.memory_now()
+    assert found["device_available"] == 101234567 * 1024 > 30 * torch.cuda.mem_get_info()[0]
+    assert found["page_cache"] == (92345678 + 412345 + 912345 - 12345) * 1024
+    assert found["swap_free"] == found["swap_total"] == 16777212 * 1024
+    text = " ".join(read(doctor.facts()).split())
+    assert "which Linux gives back when it is needed" in text and "not counted as memory" in text
+
+
+def test_what_a_spark_lacks_for_a_lab_is_a_download(spark, monkeypatch, tmp_path):
+    monkeypatch.setattr(cache, "local", lambda name, split=None: None)
+    row = doctor.full("2.4.1", doctor.gpu())
+    assert not row["runs"] and row["change"] == "make fetch LAB=2.4.1 SCALE=full"
+    assert "mamba-2.8b, pythia-2.8b, pg19 (16.6 GB)" in row["why"]
+    monkeypatch.setattr(hub, "disk_free", lambda folder: 10**9)
+    assert "HF_HOME" in doctor.full("2.4.1", doctor.gpu())["change"]
+    monkeypatch.setattr(cache, "local", lambda name, split=None: tmp_path)
+    assert doctor.full("2.4.1", doctor.gpu())["runs"]
+
+
+def test_a_full_spark_says_which_model_does_not_fit(spark, monkeypatch, tmp_path):
+    meminfo(tmp_path, monkeypatch, MEMINFO_SPARK.replace("101234567", "3000000"))
+    row = doctor.full("2.4.1", doctor.gpu())
+    assert not row["runs"] and row["why"].startswith("pythia-2.8b does not fit: it needs ")
+    assert row["memory_bytes"] == fitting.fits("pythia-2.8b").needed_bytes and "close other" in row["change"]
+
+
+def test_a_discrete_gpu_has_memory_of_its_own(tmp_path, monkeypatch):
+    smi(tmp_path, monkeypatch, f"{os.getppid()}, 2048\\n")
+    device(monkeypatch, "NVIDIA H100 80GB HBM3", (9, 0), False, 85 * 10**9, 80 * 10**9)
+    found = doctor.facts()
+    text = read(found)
+    assert "memory of its own" in text and "on the GPU 80 GB of 85 GB available" in text
+    assert "runs PyTorch's code for sm_90 (" in text and "harmless" not in text
+    (row,) = [row for row in found["memory"]["holders"] if row["pid"] == os.getppid()]
+    assert row["gpu_bytes"] == 2048 * 2**20 and "2.15 GB on the GPU held by" in text
+
+
+def test_a_gpu_that_this_torch_has_no_code_for_is_a_no(tmp_path, monkeypatch):
+    smi(tmp_path, monkeypatch)
+    device(monkeypatch, "Tesla V100", (7, 0), False, 16 * 10**9, 15 * 10**9)
+    text = read(doctor.facts())
+    assert "no code for compute capability 7.0" in text and "TORCH_INDEX_URL" in text
+    assert not any(row["runs"] for row in doctor.facts()["labs"] if row["scale"] == "full")
+
+
+@pytest.mark.parametrize(("cuda", "says"), [(None, "a build without CUDA"), ("13.0", "its driver 470.1 does not do")])
+def test_a_gpu_that_torch_cannot_use_says_what_is_in_the_way(tmp_path, monkeypatch, cuda, says):
+    smi(tmp_path, monkeypatch, driver="470.1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    found = doctor.gpu()
+    assert says in found["why"] and found["change"]
+
+
+def test_little_memory_is_a_no_at_scale_tiny(tmp_path, monkeypatch):
+    meminfo(tmp_path, monkeypatch, MEMINFO_SPARK.replace("101234567", "900000"))
+    row = doctor.tiny("2.4.1")
+    assert not row["runs"] and row["why"] == "922 MB of memory are free" and "close other notebooks" in row["change"]
+
+
+# ---- who holds memory -------------------------------------------------------------------------------------------
+
+
+def test_a_notebook_is_named_by_its_file_and_what_it_holds():
+    """A process that looks as a Jupyter kernel does, and holds 300 MB."""
+    code = "import sys, time\nheld = bytearray(300_000_000)\nprint('ready', flush=True)\ntime.sleep(60)"
+    env = {**os.environ, "JPY_SESSION_NAME": "/home/me/labs/lab-2.4.5-comparison.ipynb"}
+    command = [sys.executable, "-c", code, "-m", "ipykernel_launcher", "-f", "kernel-1.json"]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        (row,) = [row for row in doctor.holders(most=100) if row["pid"] == process.pid]
+    finally:
+        process.kill()
+        process.wait()
+    assert row["notebook"] == "lab-2.4.5-comparison.ipynb" and 300e6 < row["resident_bytes"] < 400e6
+    facts = {"available": 1, "total": 2, "swap_total": 0, "swap_free": 0, "holders": [row]}
+    text = "\n".join(page.memory_lines(facts, {"name": None}))
+    assert f"held by notebook lab-2.4.5-comparison.ipynb (pid {process.pid})" in text and "Shut Down Kernel" in text
+
+
+# ---- kernels ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "torch_version", "says"),
+    [
+        (("installed", ""), torch.__version__, "built for 12.1 on 2026-01-01, all 1 comparisons with float64 right"),
+        (("installed", ""), "2.12.0", "built for torch 2.12.0, and"),
+        (("broken", "ImportError: undefined symbol"), torch.__version__, "broken: ImportError: undefined symbol"),
+    ],
+    ids=["right", "stale", "broken"],
+)
+def test_the_kernels_are_told_with_their_check(tmp_path, monkeypatch, spark, status, torch_version, says):
+    (tmp_path / "kernels/mamba_ssm").mkdir(parents=True)
+    (tmp_path / "kernels/mamba_ssm/__init__.py").touch()
+    checks = [{"name": "mamba_selective_scan", "passed": True}]
+    record = {"torch": torch_version, "architecture": "12.1", "date": "2026-01-01", "checks": checks}
+    (tmp_path / "kernels/built.json").write_text(json.dumps(record))
+    monkeypatch.syspath_prepend(str(tmp_path / "kernels"))
+    monkeypatch.setattr(kernels, "status", lambda: status)
+    text = " ".join(" ".join(page.kernel_lines(doctor.compiled())).split())
+    assert says in text
+    assert ("-> make kernels" in text) == ("all 1" not in text)
+
+
+def test_kernels_from_elsewhere_are_not_called_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "status", lambda: ("installed", ""))
+    assert "nobody compared them here" in "\n".join(page.kernel_lines(doctor.compiled()))
