@@ -47,7 +47,7 @@ def implementations(device: str) -> dict[str, Callable]:
 
             found["kernel"] = selective_scan_fn
         except ImportError:
-            print("mamba-ssm's kernel is not timed: it is not installed; README, The fast path on a GPU, says how.")
+            print("mamba-ssm's kernel is not timed: it is not installed; `make kernels` builds it.")
     return found
 
 
