@@ -22,6 +22,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from shared import notebooks
+
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium")
 CHROMIUM_FLAGS = [
@@ -150,8 +152,8 @@ COUNT = """() => {
 }"""
 
 
-def run_all_cells(url: str, notebook: str, screenshot: Path, minutes: float = 5) -> Seen:
-    """Opens a notebook of the lab, chooses Run > Run All Cells, waits for the last cell and takes a picture."""
+def run_all_cells(url: str, notebook: str, screenshot: Path, minutes: float = 5, then=lambda page: None) -> Seen:
+    """Opens a notebook of the lab, runs all its cells by the menu, waits for the last, does `then`, takes a picture."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -172,6 +174,7 @@ def run_all_cells(url: str, notebook: str, screenshot: Path, minutes: float = 5)
             assert time.monotonic() < deadline, f"the notebook still runs after {minutes} minutes: {seen}"
             page.wait_for_timeout(500)
 
+        then(page)
         # The notebook scrolls inside the page: a window as high as its content shows all of it.
         content = page.evaluate("() => document.querySelector('.jp-WindowedPanel-outer').scrollHeight")
         page.set_viewport_size({"width": 1280, "height": min(content + 150, 16_000)})
@@ -231,3 +234,25 @@ def test_solved_lab_runs_in_the_browser_without_an_error_and_shows_its_figures(s
     assert seen.errors == []
     assert seen.executed == seen.code_cells > 0
     assert seen.figures >= 3
+
+
+@pytest.mark.browser
+def test_typing_into_the_text_field_of_lab_2_4_3_shows_its_routing(served):
+    folder, url, _ = served
+    notebook = notebooks.solve("2.4.3")
+    needed = ("parameters", "imports", "settings", "load", "text-box")
+    notebook.cells = [cell for cell in notebook.cells if cell.id in needed]
+    nbformat.write(notebook, folder / "text-box.ipynb")
+
+    def work(page):
+        shown = page.locator(".widget-html-content")
+        page.locator(".jp-OutputArea-output textarea").fill("def area(x): return x * x")
+        page.keyboard.press("Tab")
+        shown.locator("span[title^=\"'def'\"]").wait_for()
+        deep = shown.inner_html()
+        page.locator(".jp-OutputArea-output select").select_option("0")
+        page.wait_for_function("deep => document.querySelector('.widget-html-content').innerHTML !== deep", arg=deep)
+        assert shown.locator("span").count() == deep.count("<span")  # the same tokens, in another layer
+
+    seen = run_all_cells(url, "text-box.ipynb", SCREENSHOTS / "text-box.png", then=work)
+    assert seen.errors == [] and seen.executed == len(needed)
