@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from small_models import SMALL
+from small_models import MIXTRAL, SMALL
 
 from shared import experts, models, routing
 from shared.errors import BadInput
@@ -105,12 +105,13 @@ def test_a_dense_model_has_no_routers():
         routing.routers(model)
 
 
-def test_the_small_models_of_the_tests_have_routers():
+def test_every_family_of_the_course_has_routers_of_the_same_form():
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    for kind in ("olmoe", "deepseek-moe", "jamba"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SMALL[kind], vocab_size=64, pad_token_id=0))
-        assert routing.routers(model)
+    for fields in (SMALL["olmoe"], SMALL["deepseek-moe"], SMALL["jamba"], MIXTRAL):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields, vocab_size=64, pad_token_id=0))
+        E = routing.number_of_experts(model)
+        assert all(router.weight.shape == (E, 32) for router in routing.routers(model).values())
 
 
 # ---- many layers -----------------------------------------------------------------------------------------------------
