@@ -62,8 +62,8 @@ def call(*command, what: str, env: dict, on_line=lambda line: None) -> None:
             lines.append(line.strip())
             on_line(line)
     if process.returncode:
-        errors = [line for line in lines if re.search(r"\berror\b|Error:", line)] or lines or ["it said nothing"]
-        raise Stop(f"{what} failed ({errors[0][:300]}): all of it stands in {LOG}.")
+        errors = [line for line in lines if re.search(r"\berror\b|Error:", line, re.IGNORECASE)]
+        raise Stop(f"{what} failed ({(errors or lines or ['it said nothing'])[0][:300]}): all of it stands in {LOG}.")
 
 
 def pip(*arguments, what: str, env: dict, on_line=lambda line: None) -> None:
