@@ -125,11 +125,10 @@ def wheel(requirement: str, arch: str, toolkit: Path, at_once: int) -> Path:
     folder = HOME / "wheels" / requirement
     if found := list(folder.glob("*.whl")):
         return found[0]
-    begun, seen = time.monotonic(), []
+    begun = time.monotonic()
 
     def progress(line: str) -> None:
         if step := re.match(r"\s*\[(\d+)/(\d+)\] ", line):
-            seen.append(step)
             minutes = (time.monotonic() - begun) / 60
             print(f"  {requirement}: {step[1]} of {step[2]} steps, {minutes:.0f} min", flush=True)
 

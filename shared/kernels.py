@@ -87,7 +87,7 @@ def chosen(function: Callable, gpu: bool = True) -> Callable:
 
 def is_kernel(function: Callable) -> bool:
     """Whether this is code of the packages."""
-    return function.__module__.split(".")[0] not in ("transformers", "shared")
+    return function.__module__.split(".")[0] in PACKAGES
 
 
 def by_device() -> None:

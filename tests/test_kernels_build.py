@@ -50,14 +50,24 @@ case "$*" in
 --version | -V) echo "Cuda compilation tools, release {version}, V{version}.88" ;;
 --list-gpu-code) printf 'sm_75\\nsm_80\\nsm_90\\nsm_100\\nsm_120\\n{newest}\\n' ;;
 *) echo "$@" >> "{calls}"
-   while [ $# -gt 1 ]; do [ "$1" = -o ] && : > "$2"; shift; done ;;
+   {compile} ;;
 esac
+"""
+# Writes what a compiler writes: the object, and for ninja the files that it depends on, here none.
+COMPILE = """
+   while [ $# -gt 1 ]; do
+      case "$1" in -o) out=$2 ;; -MF) dependencies=$2 ;; esac
+      shift
+   done
+   : > "$out"
+   [ -z "$dependencies" ] || echo "$out:" > "$dependencies"
 """
 
 
 def toolkit(folder, version="13.0", newest="sm_121"):
     """A CUDA toolkit whose nvcc notes its arguments and writes an empty file where it should compile."""
-    executable(folder / "bin/nvcc", NVCC.format(version=version, newest=newest, calls=folder / "calls"))
+    text = NVCC.format(version=version, newest=newest, calls=folder / "calls", compile=COMPILE)
+    executable(folder / "bin/nvcc", text)
     (folder / "include").mkdir()
     for header in ("cuda_runtime.h", "cusparse.h"):
         (folder / "include" / header).touch()
@@ -233,9 +243,7 @@ def test_the_real_sources_are_compiled_for_one_architecture_and_not_for_nine(
     for archive in published.glob("*.tar.gz"):
         shutil.copy(archive, builder.HOME / "src")
     # Compiles nothing, so that the real link line has nothing to fail on; g++ itself is asked for its version.
-    compiler = (
-        'case "$*" in *-o*) while [ $# -gt 1 ]; do [ "$1" = -o ] && : > "$2"; shift; done ;; *) exec g++ "$@" ;; esac'
-    )
+    compiler = f'case "$*" in *-o*) {COMPILE} ;; *) exec g++ "$@" ;; esac'
     monkeypatch.setenv("CXX", str(executable(tmp_path / "bin/g++", compiler)))
     wheel = builder.wheel(requirement, "12.1", tmp_path / "cuda", 1)
     calls = (tmp_path / "cuda/calls").read_text().splitlines()
@@ -244,7 +252,9 @@ def test_the_real_sources_are_compiled_for_one_architecture_and_not_for_nine(
         assert re.findall(r"arch=\S+", call) == ["arch=compute_121,code=sm_121"]
     assert f"{requirement}: {objects + 1} of {objects + 1} steps" in capsys.readouterr().out
     assert builder.wheel(requirement, "12.1", tmp_path / "cuda", 1) == wheel
-    assert len((tmp_path / "cuda/calls").read_text().splitlines()) == objects, "a finished wheel is not built again"
+    shutil.rmtree(builder.HOME / "wheels")  # as if it had been interrupted before the wheel was written
+    assert builder.wheel(requirement, "12.1", tmp_path / "cuda", 1).exists()
+    assert len((tmp_path / "cuda/calls").read_text().splitlines()) == objects, "what was compiled is kept"
 
 
 def test_the_unchanged_source_would_compile_nine(published):
@@ -426,6 +436,16 @@ def test_an_installation_that_is_cut_off_leaves_no_kernels(builder, tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             builder.install(builder.HOME / "trial")
     assert finds(builder) == "[]" and not builder.PTH.exists()
+
+
+def test_an_interrupted_build_says_that_it_goes_on(builder, monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(builder, "tools", interrupted)
+    assert builder.main(["build"]) == 130 and "goes on from here" in capsys.readouterr().err
+    assert finds(builder) == "[]"
+    builder.lock().close()  # and the next one may begin
 
 
 def test_kernels_from_elsewhere_are_named_and_not_shadowed(builder, toolchain, monkeypatch, tmp_path):
