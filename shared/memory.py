@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared import meters
+from shared.meters import held
+
+__all__ = ["CacheBytes", "available", "cache_bytes", "held", "host", "human", "is_unified", "pick_device", "track"]
 
 MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -55,19 +58,20 @@ def available(device=None) -> int:
 
     device = pick_device(device)
     if device.type != "cuda":
-        return min([_host_available(), *_cgroup_available()])
+        return min([host("MemAvailable"), *_cgroup_available()])
     # What torch has reserved and does not use is free for the next tensor.
     spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     # Containers do not count CUDA allocations, so their limit says nothing about unified memory.
-    return spare + (_host_available() if is_unified(device) else torch.cuda.mem_get_info(device)[0])
+    return spare + (host("MemAvailable") if is_unified(device) else torch.cuda.mem_get_info(device)[0])
 
 
-def _host_available() -> int:
+def host(field: str) -> int:
+    """Bytes of a field of /proc/meminfo: "MemAvailable" (page cache counts as free) or "MemTotal"."""
     if MEMINFO.exists():
-        return int(re.search(r"^MemAvailable:\s+(\d+) kB", MEMINFO.read_text(), re.MULTILINE)[1]) * 1024
+        return int(re.search(rf"^{field}:\s+(\d+) kB", MEMINFO.read_text(), re.MULTILINE)[1]) * 1024
     import psutil
 
-    return psutil.virtual_memory().available
+    return {"MemAvailable": psutil.virtual_memory().available, "MemTotal": psutil.virtual_memory().total}[field]
 
 
 def _cgroup_available() -> list[int]:
@@ -97,19 +101,6 @@ def _cgroup_available() -> list[int]:
             if folder == root:
                 break
     return left
-
-
-def cap(device=None) -> None:
-    """On unified memory, make torch raise OutOfMemoryError before the machine runs dry and hangs; elsewhere do nothing.
-
-    A twentieth of what is free stays with the operating system.
-    """
-    import torch
-
-    if is_unified(device := pick_device(device)):
-        most = torch.cuda.memory_allocated(device) + 0.95 * available(device)
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), device)
 
 
 # ------------------------------------------------------------------------------------------------- what code takes
@@ -159,7 +150,7 @@ class Tracker:
                 _settle_peak(self._meter)
 
     def _watch(self) -> None:
-        while not self._stop.wait(self._interval):
+        while not self._stop.wait(max(self._interval, (time.perf_counter() - self._start) / 20)):
             self._sample()
 
 
@@ -180,9 +171,10 @@ def _settle_peak(meter) -> None:
 def track(device=None, interval: float = 0.005):
     """Watch the memory that the block takes on `device` (default: the GPU if there is one, else the CPU).
 
-    A thread samples the level every `interval` seconds for the timeline; the peak is exact where the machine keeps one
-    (Linux RSS, torch's CUDA allocator) and the largest sample elsewhere. Resident memory counts pages that were
-    touched: `torch.empty` alone takes nothing, and the pages of a memory-mapped checkpoint count once they are read.
+    A thread samples the level for the timeline every `interval` seconds, later every twentieth of the time so far; the
+    peak is exact where the machine keeps one (Linux RSS, torch's CUDA allocator) and the largest sample elsewhere.
+    Resident memory counts pages that were touched: `torch.empty` alone takes nothing, and the pages of a memory-mapped
+    checkpoint count once they are read. On unified memory `guard.watch` runs from the first call on.
 
     >>> with memory.track() as m:
     ...     m.mark("prefill")
@@ -194,6 +186,10 @@ def track(device=None, interval: float = 0.005):
         meter = meters.Host()
     else:
         meter = meters.Unified(device) if is_unified(device) else meters.Cuda(device)
+    if is_unified(device):
+        from shared import guard
+
+        guard.watch()
     tracker = Tracker(meter, interval)
     meter.settle()
     with _lock:

@@ -1,0 +1,252 @@
+"""What keeps a machine with unified memory alive. GPU and /proc/meminfo are played; the notebook's kernel is real."""
+
+import os
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from jupyter_client.manager import start_new_kernel
+
+from shared import guard, memory, models, notebooks
+from shared.errors import CourseError
+
+RECORDED = Path(__file__).parent / "meminfo"
+GB = 1_000_000_000
+
+
+@pytest.fixture
+def spark(tmp_path, monkeypatch):
+    """A machine of which the GPU shares the memory; it has `spark.free` bytes."""
+    state = SimpleNamespace(file=tmp_path / "meminfo", fraction=None, watched=0, allocated=0, total=128 * GB)
+
+    def free(size):
+        text = (RECORDED / "unified.txt").read_text()
+        state.file.write_text(re.sub(r"(MemAvailable: +)\d+", rf"\g<1>{int(size) // 1024}", text))
+
+    def watch():
+        state.watched += 1
+
+    state.free = free
+    free(119 * GB)
+    monkeypatch.setattr(memory, "MEMINFO", state.file)
+    monkeypatch.setattr(guard, "watch", watch)
+    monkeypatch.setattr(guard, "others", lambda: [])
+    for name, answer in {
+        "is_available": lambda: True,
+        "get_device_properties": lambda device: SimpleNamespace(is_integrated=1, total_memory=state.total),
+        "memory_allocated": lambda device: state.allocated,
+        "memory_reserved": lambda device: state.allocated,
+        "set_per_process_memory_fraction": lambda fraction, device: setattr(state, "fraction", fraction),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    return state
+
+
+# ------------------------------------------------------------------------------------------------- reserve and budget
+
+
+def test_on_unified_memory_five_percent_stay_free_and_elsewhere_nothing_is_kept(spark):
+    total = int(re.search(r"MemTotal: +(\d+)", spark.file.read_text())[1]) * 1024
+    assert guard.reserve("cuda") == int(0.05 * total) > guard.LEAST
+    assert guard.budget("cuda") == memory.available("cuda") - guard.reserve("cuda")
+    assert guard.reserve("cpu") == 0 and guard.budget("cpu") == memory.available("cpu")
+    spark.free(3 * GB)
+    assert guard.budget("cuda") == 0
+
+
+def test_torch_may_take_what_is_free_less_the_reserve(spark):
+    spark.allocated = 10 * GB
+    guard.protect("cuda")
+    most = spark.fraction * spark.total
+    assert most == pytest.approx(10 * GB + memory.available("cuda") - guard.reserve("cuda")) and spark.watched == 1
+
+
+def test_on_a_cpu_and_on_a_discrete_gpu_nothing_is_capped_or_watched(spark, monkeypatch):
+    guard.protect("cpu")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(is_integrated=0))
+    guard.protect("cuda")
+    assert spark.fraction is None and spark.watched == 0
+
+
+def test_a_load_that_would_touch_the_reserve_is_refused_before_a_byte_is_taken(spark, monkeypatch):
+    needed = models.fits("mamba-2.8b").needed_bytes
+    monkeypatch.setattr(models.checkpoints, "folder", lambda name: pytest.fail("it was fetched"))
+    monkeypatch.setattr(guard, "others", lambda: [("labs/lab-2.4.3.ipynb", 77, 45 * GB)])
+    spark.free(needed + guard.reserve() - 10 * 1024)
+    with memory.track("cpu") as m, pytest.raises(models.NotEnoughMemory) as error:
+        models.load("mamba-2.8b")
+    text = str(error.value)
+    assert m.peak_bytes < 50e6 and spark.fraction is None
+    assert f"beside the {memory.human(guard.reserve())} that stay free" in text and text.count(". ") == 0
+    assert text.endswith("; shut down what else holds memory: labs/lab-2.4.3.ipynb (process 77, 45 GB).")
+    spark.free(needed + guard.reserve() + 10 * 1024)
+    assert models.fits("mamba-2.8b")
+
+
+def test_a_load_caps_torch_and_starts_the_watchdog_before_it_takes_memory(spark, monkeypatch):
+    def loading(*_):
+        assert 0 < spark.fraction < 1 and spark.watched == 1
+        raise InterruptedError
+
+    monkeypatch.setattr(models, "_random", loading)
+    with pytest.raises(InterruptedError):
+        models.load("tiny/mamba", weights="random")
+
+
+# ---------------------------------------------------------------------------------------------------------- watchdog
+
+SETUP = """
+import time
+from pathlib import Path
+from shared import guard, memory
+memory.MEMINFO = Path({file!r})
+memory.is_unified = lambda device=None: True  # this part is played; the thread, the signal and the kernel are real
+guard.others = lambda: [("labs/lab-2.4.3.ipynb", 77, 45_000_000_000)]
+kept = 41
+with memory.track("cpu"):  # starts the watchdog
+    pass
+"""
+CELL = """
+import torch
+def work():
+    big = torch.ones(50_000_000)  # 200 MB
+    print("working", flush=True)
+    {wait}
+work()
+"""
+RSS = "int(open('/proc/self/statm').read().split()[1]) * 4096"
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """A fresh Jupyter kernel; `kernel.run(code)` gives what a notebook's cell would show."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(notebooks.ROOT))
+    monkeypatch.setenv("JPY_SESSION_NAME", "/course/labs/lab-2.4.9-played.ipynb")
+    manager, client = start_new_kernel(kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=40"])
+
+    def run(code, while_running=lambda: None):
+        shown, error = [], None
+
+        def see(message):
+            nonlocal error
+            if message["msg_type"] == "stream":
+                shown.append(message["content"]["text"])
+                if "working" in message["content"]["text"]:
+                    while_running()
+            elif message["msg_type"] == "error":
+                error = message["content"]
+
+        client.execute_interactive(code, timeout=120, output_hook=see)
+        return "".join(shown), error
+
+    yield SimpleNamespace(run=run, pid=manager.provisioner.pid)
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+def meminfo(path: Path, available: int) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(f"MemTotal: 125513632 kB\nMemAvailable: {available // 1024} kB\n")
+    part.replace(path)
+
+
+@pytest.mark.parametrize(
+    "wait", ["time.sleep(60)", "while True: (big @ big)"], ids=["in a call that waits", "between calls into torch"]
+)
+def test_the_watchdog_stops_the_cell_and_the_kernel_and_its_variables_live_on(kernel, tmp_path, wait):
+    file = tmp_path / "meminfo"
+    meminfo(file, 60 * GB)
+    _, error = kernel.run(SETUP.format(file=str(file)))
+    assert error is None, error
+    start = time.monotonic()
+    shown, error = kernel.run(CELL.format(wait=wait), while_running=lambda: meminfo(file, 3 * GB))
+    assert "working" in shown and error["ename"] == "MemoryRanLow" and time.monotonic() - start < 30
+    assert error["evalue"] == (
+        "The cell was stopped: 3 GB of the memory that GPU and CPU share were left, and without any the machine hangs; "
+        "your variables are kept; shut down what else holds memory: labs/lab-2.4.3.ipynb (process 77, 45 GB)."
+    )
+    assert error["traceback"] == [f"MemoryRanLow: {error['evalue']}"]  # a sentence and no frames
+
+    # The next cell runs, although memory is still low: giving it back must be possible.
+    shown, error = kernel.run("time.sleep(0.3); print(kept + 1)")
+    assert error is None and shown == "42\n"
+    # One that takes half of what is left is stopped again, and once there is room the watchdog is as before.
+    _, error = kernel.run("print('working', flush=True); time.sleep(60)", lambda: meminfo(file, 1 * GB))
+    assert error["ename"] == "MemoryRanLow" and "1 GB" in error["evalue"]
+    meminfo(file, 60 * GB)
+    _, error = kernel.run("time.sleep(0.3)")
+    assert error is None
+    _, error = kernel.run("print('working', flush=True); time.sleep(60)", lambda: meminfo(file, 3 * GB))
+    assert error["ename"] == "MemoryRanLow"
+
+
+def test_a_stopped_cell_gives_back_what_its_calls_had(kernel, tmp_path):
+    file = tmp_path / "meminfo"
+    meminfo(file, 60 * GB)
+    kernel.run(SETUP.format(file=str(file)) + "import torch")
+    before = int(kernel.run(f"print({RSS})")[0])
+    _, error = kernel.run(CELL.format(wait="time.sleep(60)"), while_running=lambda: meminfo(file, 3 * GB))
+    assert error["ename"] == "MemoryRanLow"
+    after = int(kernel.run(f"print({RSS})")[0])
+    assert after - before < 50e6  # of 200 MB
+
+
+def test_a_kernel_between_two_cells_is_left_alone(kernel, tmp_path):
+    file = tmp_path / "meminfo"
+    meminfo(file, 60 * GB)
+    kernel.run(SETUP.format(file=str(file)))
+    meminfo(file, 3 * GB)
+    time.sleep(0.5)
+    assert kernel.run("print(kept)") == ("41\n", None)
+
+
+def test_enough_memory_stops_nothing(kernel, tmp_path):
+    file = tmp_path / "meminfo"
+    meminfo(file, 60 * GB)
+    kernel.run(SETUP.format(file=str(file)))
+    assert kernel.run("time.sleep(0.5); print(kept)") == ("41\n", None)
+
+
+def test_a_sweep_keeps_the_points_that_it_has_when_the_watchdog_stops_it(kernel, tmp_path):
+    file = tmp_path / "meminfo"
+    meminfo(file, 60 * GB)
+    code = """
+def slow(*args, real=timing.generation, **options):
+    if args[1].shape[1] > 8:
+        print("working", flush=True)
+        time.sleep(60)
+    return real(*args, **options)
+timing.generation = slow
+rows = list(timing.sweep(model, data.random_tokens(1024, [8, 16, 32]), new_tokens=3, repeats=1, warmup=1))
+"""
+    load = "from shared import data, models, timing\nmodel, _ = models.load('tiny/mamba', device='cpu')\n"
+    kernel.run(load + SETUP.format(file=str(file)))
+    _, error = kernel.run(code, while_running=lambda: meminfo(file, 3 * GB))
+    assert error is None, error
+    shown, _ = kernel.run("print([(row['tokens'], row['status']) for row in rows])")
+    assert shown == "[(8, 'ok'), (16, 'out of memory')]\n"
+
+
+# ------------------------------------------------------------------------------------------------- who holds memory
+
+
+def test_another_notebooks_kernel_is_named_with_its_path_and_bytes(kernel, tmp_path, monkeypatch):
+    kernel.run("import numpy; held = numpy.ones(25_000_000)")  # 200 MB
+    (found,) = [k for k in guard.others() if k[1] == kernel.pid]
+    assert found[0] == "/course/labs/lab-2.4.9-played.ipynb" and 200e6 < found[2] < 600e6
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{kernel.pid}, 1000'\necho '{os.getpid()}, 7'\necho '12, [N/A]'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (on_gpu,) = [k for k in guard.others() if k[1] == kernel.pid]
+    assert on_gpu[2] == pytest.approx(found[2] + 1000 * 2**20, rel=0.01)
+    assert os.getpid() not in [pid for _, pid, _ in guard.others()]
+    assert f"(process {kernel.pid}, " in guard.others_said() or len(guard.others()) > 3
+
+
+def test_the_message_of_a_stop_is_an_error_of_the_course():
+    assert issubclass(guard.MemoryRanLow, CourseError) and issubclass(guard.MemoryRanLow, models.NotEnoughMemory)
