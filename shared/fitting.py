@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from shared import memory, sizes
+from shared import guard, memory, sizes, streaming
 from shared.memory import human
 from shared.sizes import MODELS, TINY, published_config, size
 
@@ -30,9 +30,10 @@ def fits(
 ) -> Fit:
     """Whether the weights and the cache of one sequence of `context` tokens fit into what is free on `device`.
 
-    Activations are not in it. On unified memory trained weights count twice: they pass through the page cache, and
-    running out there hangs the machine instead of raising. Where it does not fit, the reason says what does: the model
-    with 8-bit experts, or the largest smaller model, of the same kind if there is one. `bits`: as in `load`.
+    Activations are not in it. On unified memory, where running out hangs the machine instead of raising, a reserve is
+    left free (`guard.reserve`), and what is in flight while trained weights are loaded counts. Where it does not fit,
+    the reason says what does: the model with 8-bit experts, or the largest smaller model, of the same kind if there is
+    one. `bits`: as in `load`.
     """
     device = memory.pick_device(device)
     fit = _fit(name, context, device, dtype, weights, bits)
@@ -44,14 +45,15 @@ def fits(
 
 def _fit(name: str, context: int, device, dtype, weights, bits) -> Fit:
     parts = size(name, dtype, bits)
-    copies = 2 if weights == "trained" and name not in TINY and memory.is_unified(device) else 1
+    in_flight = streaming.IN_FLIGHT * parts.largest_bytes if weights == "trained" and memory.is_unified(device) else 0
     cache = context * parts.kv_bytes_per_token + parts.state_bytes if context else 0
-    needed, free = copies * parts.weight_bytes + cache, memory.available(device)
+    needed, free, kept = parts.weight_bytes + in_flight + cache, guard.budget(device), guard.reserve(device)
     added = ["8-bit experts"] * (bits == 8) + [f"{context:,} tokens of context"] * (context > 0)
     what = f"{name} with {' and '.join(added)}" if added else name
-    twice = " (twice its weights while they load)" if copies == 2 else ""
+    loading = f" ({human(in_flight)} of it while it loads)" if in_flight else ""
     verb = "fits" if needed <= free else "does not fit"
-    reason = f"{what} {verb}: it needs {human(needed)}{twice} on {device} and {human(free)} are available"
+    reason = f"{what} {verb}: it needs {human(needed)}{loading} on {device} and {human(free)} are available"
+    reason += f" beside the {human(kept)} that stay free" if kept else ""
     return Fit(needed <= free, needed, free, f"{reason}.")
 
 

@@ -4,14 +4,16 @@
 ship with the course. Nothing falls back silently: what cannot be had is one sentence that says how to get it.
 """
 
+import gc
 import importlib
 import logging
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from shared import checkpoints, kernels, memory
+from shared import checkpoints, guard, kernels, memory, meters, streaming
 from shared.errors import (
     BadInput,
     ContextTooLong,
@@ -41,6 +43,7 @@ __all__ = [
     "load",
     "path",
     "size",
+    "unload",
 ]
 
 
@@ -91,17 +94,36 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained
         raise BadInput(f'The weights are "trained" or "random", not {weights!r}.')
     config, device = published_config(check_name(name)), memory.pick_device(device)
     if not (fit := fits(name, device=device, dtype=dtype, weights=weights, bits=bits)):
-        raise NotEnoughMemory(fit.reason)
+        raise NotEnoughMemory(fit.reason[:-1] + (guard.others_said() if memory.is_unified(device) else "") + ".")
     quantization = _eight_bit_experts(weights) if bits == 8 else {}
     # That Mamba's kernels are absent stands in `path`, which a lab prints; transformers would repeat it on stderr.
     logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
-    memory.cap(device)
+    guard.protect(device)
     if weights == "random":
         model, folder = _random(config, dtype, device), checkpoints.cached(name)
     else:
         folder = checkpoints.folder(name)
         model = _trained(folder, dtype, device, **quantization)
+    _loaded.add(model)
     return model.eval(), _tokenizer(name, folder, needed=weights == "trained")
+
+
+_loaded = weakref.WeakSet()
+
+
+def unload() -> int:
+    """Free every model that `load` has handed out, also where a variable still names it; returns the bytes of weights.
+
+    A notebook's kernel keeps its memory until it is shut down. The models cannot run after this: load them anew.
+    """
+    gc.collect()  # models that nothing names any more
+    freed = sum(p.numel() * p.element_size() for model in _loaded for p in model.parameters() if not p.is_meta)
+    for model in _loaded:
+        model.to("meta")
+    _loaded.clear()
+    meters.Host().settle()
+    torch.cuda.empty_cache()  # does nothing where CUDA was not used
+    return freed
 
 
 def _random(config, dtype, device):
@@ -141,8 +163,10 @@ def _trained(folder: Path, dtype, device, **options):
 
     kernels.by_device()
     checkpoints.check_files(folder)
+    unified = memory.is_unified(device)
+    from_pretrained = streaming.from_pretrained if unified else AutoModelForCausalLM.from_pretrained
     with _quiet(bar=not folder.is_relative_to(DATA)):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = from_pretrained(
             folder,
             dtype=dtype,
             device_map={"": device} if device.type != "cpu" else None,

@@ -6,7 +6,7 @@ Names are those of the published configs in data/models/ ("mamba-2.8b") and of t
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +26,7 @@ class ModelSize:
 
     total: parameters, tied weights counted once. active: those that work for one token, so without the experts that the
     router leaves out. state_bytes: a Mamba layer's recurrent and convolution states, whatever the context.
+    largest_bytes: the largest parameter in `dtype`, such as the fused experts of a layer.
     """
 
     total: int
@@ -33,6 +34,7 @@ class ModelSize:
     weight_bytes: int
     kv_bytes_per_token: int
     state_bytes: int
+    largest_bytes: int = field(default=0, compare=False)
 
 
 def size(name: str, dtype: torch.dtype = torch.bfloat16, bits: int = 16) -> ModelSize:
@@ -76,6 +78,7 @@ def _size(name: str, dtype: torch.dtype, bits: int) -> ModelSize:
         weight_bytes=total * dtype.itemsize - saved,
         kv_bytes_per_token=kv * dtype.itemsize,
         state_bytes=recurrent * torch.float32.itemsize + conv * dtype.itemsize,
+        largest_bytes=max(shape.numel() for shape in shapes.values()) * dtype.itemsize,
     )
 
 

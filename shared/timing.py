@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from shared import memory, models
+from shared import guard, memory, models
+from shared.errors import NotEnoughMemory
 
 WARM_STEPS = 8  # decode steps before the first that counts: allocator and caches settle
 
@@ -176,7 +177,8 @@ def sweep(model, prompts: dict[int, torch.Tensor], new_tokens: int, **options) -
     """Time one model over growing prompts; yields a row per length, and ends with the one that memory does not hold.
 
     Before each length the peak of the last one is scaled up to it and compared with the memory that is there: running
-    out raises on a discrete GPU, but hangs a machine with unified memory. An out-of-memory point is a result.
+    out raises on a discrete GPU, but hangs a machine with unified memory, where a reserve is left free and the watchdog
+    (`shared.guard`) sees what was not foreseen. An out-of-memory point is a result.
 
     Args:
         prompts: length -> token ids (B, length), as from `data.random_tokens`.
@@ -187,7 +189,7 @@ def sweep(model, prompts: dict[int, torch.Tensor], new_tokens: int, **options) -
     last = None
     for tokens, input_ids in sorted(prompts.items()):
         expected = last["peak_bytes"] * tokens / last["tokens"] if last else 0
-        if expected > (there := memory.available(model.device)):
+        if expected >= (there := guard.budget(model.device)):
             yield {"tokens": tokens, "status": "out of memory", "expected_bytes": expected, "available_bytes": there}
             return
         try:
@@ -196,7 +198,7 @@ def sweep(model, prompts: dict[int, torch.Tensor], new_tokens: int, **options) -
                 "status": "ok",
                 **asdict(generation(model, input_ids, new_tokens, beyond_limit=True, **options)),
             }
-        except (torch.OutOfMemoryError, MemoryError):
+        except (torch.OutOfMemoryError, MemoryError, NotEnoughMemory):
             last = None
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
