@@ -112,7 +112,8 @@ class Tracker:
     def __init__(self, meter, interval: float):
         self._meter, self._interval = meter, interval
         self._phase, self._peaks, self._samples = "start", {}, []
-        self._stop = threading.Event()
+        self._over, self._watching = False, threading.Lock()
+        self._watching.acquire()
 
     @property
     def peak_bytes(self) -> int:
@@ -128,7 +129,7 @@ class Tracker:
 
     def phases(self) -> dict[str, int]:
         """The peak of each phase, in the order in which they began."""
-        if not self._stop.is_set():
+        if not self._over:
             self._sample(settle_peak=True)
         return {phase: max(0, peak - self._entry) for phase, peak in self._peaks.items()}
 
@@ -150,8 +151,11 @@ class Tracker:
                 _settle_peak(self._meter)
 
     def _watch(self) -> None:
-        while not self._stop.wait(max(self._interval, (time.perf_counter() - self._start) / 20)):
+        pause = self._interval
+        while not self._watching.acquire(timeout=pause):  # a lock costs a fraction of what an Event does
             self._sample()
+            if self._meter.exact:
+                pause = max(pause, (time.perf_counter() - self._start) / 20)
 
 
 _lock = threading.RLock()
@@ -171,8 +175,8 @@ def _settle_peak(meter) -> None:
 def track(device=None, interval: float = 0.005):
     """Watch the memory that the block takes on `device` (default: the GPU if there is one, else the CPU).
 
-    A thread samples the level for the timeline every `interval` seconds, later every twentieth of the time so far; the
-    peak is exact where the machine keeps one (Linux RSS, torch's CUDA allocator) and the largest sample elsewhere.
+    A thread samples the level every `interval` seconds. Where the machine keeps an exact peak (Linux RSS, torch's CUDA
+    allocator), that is the peak, and samples get rarer with time; elsewhere the largest sample is.
     Resident memory counts pages that were touched: `torch.empty` alone takes nothing, and the pages of a memory-mapped
     checkpoint count once they are read. On unified memory `guard.watch` runs from the first call on.
 
@@ -204,7 +208,8 @@ def track(device=None, interval: float = 0.005):
     finally:
         with _lock:
             tracker._sample(settle_peak=True)
-            tracker._stop.set()
+            tracker._over = True
+            tracker._watching.release()
             _active.remove(tracker)
         thread.join()
 

@@ -1,6 +1,7 @@
 """What `memory.track` reads: the level of memory now and, where the machine keeps one, the peak since the last reset.
 
 A meter has `settle()` (give back what is merely kept), `level()`, `peak()` (0 where none is kept) and `reset()`; bytes.
+`exact` says whether a peak is kept.
 """
 
 import ctypes
@@ -50,6 +51,8 @@ class Host:
 class Cuda:
     """Bytes in tensors on a discrete GPU: torch's allocator keeps the exact peak."""
 
+    exact = True
+
     def __init__(self, device):
         import torch
 
@@ -75,7 +78,7 @@ class Unified(Host):
         import torch
 
         super().__init__()
-        self.cuda, self.device = torch.cuda, device
+        self.cuda, self.device, self.exact = torch.cuda, device, False
 
     def settle(self):
         super().settle()
