@@ -77,14 +77,18 @@ def memory_bandwidth(device: torch.device | str = "cpu", megabytes: int = 256) -
 # ---- generation -------------------------------------------------------------------------------------------------
 
 
-def forward(model, input_ids: torch.Tensor, cache=None):
-    """One cached forward: logits of the last position (B, 1, V) and the cache.
+STATE_ONLY = ("mamba", "falcon_mamba", "mamba2")  # model types whose cache is a state of fixed size and nothing else
 
-    Mamba calls its cache `cache_params`, everything else `past_key_values`; the rest is the same. Only the last
-    position's logits are computed: those of 100,000 positions would take 20 GB.
+
+def forward(model, input_ids: torch.Tensor, cache=None, keep: int = 1, use_cache: bool = True):
+    """One forward: logits of the last `keep` positions (B, keep, V) and the cache (None without `use_cache`).
+
+    Mamba calls its cache `cache_params`, everything else `past_key_values`; the rest is the same. Only the logits that
+    are asked for are computed: those of 100,000 positions would take 20 GB.
     """
-    name = "cache_params" if model.config.model_type in ("mamba", "falcon_mamba", "mamba2") else "past_key_values"
-    output = model(input_ids, use_cache=True, logits_to_keep=1, **({name: cache} if cache is not None else {}))
+    name = "cache_params" if model.config.model_type in STATE_ONLY else "past_key_values"
+    given = {name: cache} if cache is not None else {}
+    output = model(input_ids, use_cache=use_cache, logits_to_keep=keep, **given)
     return output.logits, getattr(output, name)
 
 
