@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from shared.errors import CourseError
+from shared.errors import BadInput, CourseError
 from shared.notebooks import BUILD
 
 
@@ -31,6 +31,28 @@ def _processor() -> str:
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
+
+
+def load(name: str, **same):
+    """The table that `save` wrote to build/results/<name>.csv, or None where there is none.
+
+    same: columns that have one value, this one, in every row: results of another scale are refused, not mixed in.
+    Raises: BadInput where they differ, CourseError where the file cannot be read.
+    """
+    import pandas as pd
+
+    path = BUILD / "results" / f"{name}.csv"
+    if not path.exists():
+        return None
+    try:
+        frame = pd.read_csv(path)
+    except (OSError, ValueError) as problem:
+        raise CourseError(f"{path} cannot be read ({problem}): delete it and run its lab again.") from None
+    for column, value in same.items():
+        found = sorted(set(map(str, frame[column]))) if column in frame else ["nothing"]
+        if found != [str(value)]:
+            raise BadInput(f"{path} has {column} = {', '.join(found)}, not {value}: run its lab again with {value}.")
+    return frame
 
 
 def save(frame, name: str) -> Path:
