@@ -20,10 +20,10 @@ MARKER = {"mamba": "o", "transformer": "s", "moe": "^", "hybrid": "D", "referenc
 WIDTH = 7.5  # inches of a figure that fills a notebook's column
 
 
-def figure(panels: int = 1, height: float = 3.6):
-    """A figure with `panels` axes side by side: (figure, axes), axes a single one or an array."""
-    fig, axes = plt.subplots(1, panels, figsize=(WIDTH + 2.5 * (panels > 1), height), layout="constrained")
-    for ax in [axes] if panels == 1 else axes:
+def figure(panels: int = 1, height: float = 3.6, rows: int = 1):
+    """A figure with `panels` axes side by side in each row: (figure, axes), axes a single one or an array."""
+    fig, axes = plt.subplots(rows, panels, figsize=(WIDTH + 2.5 * (panels > 1), height), layout="constrained")
+    for ax in np.ravel(axes):
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25, linewidth=0.6)
     return fig, axes
