@@ -29,22 +29,20 @@ class Sweep:
         where = {key: value for key, value in results.machine().items() if key != "date"}
         self.settings = json.loads(json.dumps({**settings, **where}))
 
+    def has(self, item: str) -> bool:
+        """Whether the result of `item` is kept. Raises: BadInput where it was made under other settings."""
+        return self._read(item) is not None
+
     def keep(self, item: str, measure: Callable[[], object]):
         """The kept result of `item`, or what `measure()` returns, which is kept from then on.
 
         Raises: BadInput where the kept one was made under other settings; CourseError where it cannot be written.
         """
-        file = self.folder / f"{item.replace('/', '--')}.json"
-        try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            before, result = kept["settings"], kept["result"]
-        except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged from outside
-            result = json.loads(json.dumps(measure()))
-            self._write(file, json.dumps({"settings": self.settings, "result": result}))
-            self.made += 1
-            return result
-        if before != self.settings:
-            raise BadInput(f"{_difference(before, self.settings)} in {self._others()}")
+        if (kept := self._read(item)) is not None:
+            return kept["result"]
+        result = json.loads(json.dumps(measure()))
+        self._write(self._file(item), json.dumps({"settings": self.settings, "result": result}))
+        self.made += 1
         return result
 
     def finish(self, frame) -> Path:
@@ -53,10 +51,23 @@ class Sweep:
         shutil.rmtree(self.folder, ignore_errors=True)
         return path
 
-    def _others(self) -> str:
-        return (
-            f"an interrupted sweep in {self.folder}: go on with those settings, or delete that folder and start anew."
-        )
+    def _file(self, item: str) -> Path:
+        return self.folder / f"{item.replace('/', '--')}.json"
+
+    def _read(self, item: str) -> dict | None:
+        try:
+            kept = json.loads(self._file(item).read_text(encoding="utf-8"))
+            before, _ = kept["settings"], kept["result"]
+        except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged from outside
+            return None
+        keys = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
+        if keys:
+            changed = ", ".join(f"{key}: {before.get(key)!r} then, {self.settings.get(key)!r} now" for key in keys)
+            raise BadInput(
+                f"{self.folder} holds an interrupted sweep with other settings ({changed}): go on with those, or "
+                "delete that folder and start anew."
+            )
+        return kept
 
     @staticmethod
     def _write(file: Path, text: str) -> None:
@@ -68,8 +79,3 @@ class Sweep:
         except OSError as problem:
             part.unlink(missing_ok=True)
             raise CourseError(f"The result could not be kept in {file}: {problem.strerror}.") from None
-
-
-def _difference(before: dict, now: dict) -> str:
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return "Other settings (" + ", ".join(f"{k}: {before.get(k)!r} then, {now.get(k)!r} now" for k in keys) + ")"

@@ -1,0 +1,132 @@
+"""Perplexity of models on a text of the course, by one process or by several, each with its share of the documents.
+
+    .venv/bin/python scripts/evaluate.py tiny/mamba tiny/jamba --text heldout --processes 2
+    torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint HOST:29500 scripts/evaluate.py mamba-2.8b
+        --text pg19 --carry
+
+Every number of processes gives the same result. Each model's is kept as it comes: a run that was interrupted goes on.
+"""
+
+import argparse
+import os
+import sys
+import uuid
+
+COLUMNS = ("nll", "tokens", "words", "bytes", "token_perplexity", "word_perplexity", "bits_per_byte")
+WRONG, LOST = 2, 3  # exit codes: a request that cannot be met; another process is gone
+
+
+def texts(name: str) -> list[str]:
+    from shared import data
+
+    if name == "heldout":
+        return [document for text in data.tiny_text("heldout").values() for document in text.split("\n\n")]
+    return {"story": lambda: [data.tiny_long_text()], "wikitext": lambda: [data.wikitext()], "pg19": data.pg19}[name]()
+
+
+def sweep_of(options):
+    from shared import sweeps
+
+    settings = {key: getattr(options, key) for key in ("text", "window", "stride", "carry", "dtype")}
+    return sweeps.Sweep(options.name or f"evaluate-{options.text}", **settings)
+
+
+def work(options) -> None:
+    """What each process does; the first one keeps and prints."""
+    import pandas as pd
+    import torch
+    from torch import distributed
+
+    from shared import evaluate, memory, models
+
+    rank, device = int(os.environ.get("RANK", 0)), memory.pick_device()
+    if "RANK" in os.environ:
+        distributed.init_process_group("gloo")  # what is exchanged are results, not tensors
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    sweep, rows = sweep_of(options), []
+    for name in options.models:
+        done = [rank == 0 and sweep.has(name)]
+        if "RANK" in os.environ:
+            distributed.broadcast_object_list(done)  # the first process has the files, perhaps on another machine
+        found = None
+        if not done[0]:
+            model, tokenizer = models.load(name, dtype=getattr(torch, options.dtype), device=device)
+            found = evaluate.perplexity(
+                model, tokenizer, texts(options.text), options.window, options.stride, options.carry
+            )
+            del model
+        if rank == 0:
+            row = sweep.keep(name, lambda found=found: {column: getattr(found, column) for column in COLUMNS})
+            print(f"{name}: {row['bits_per_byte']:.4f} bits per byte{', kept from before' * done[0]}", flush=True)
+            rows.append({"model": name, **row})
+    if rank == 0:
+        frame = pd.DataFrame(rows)
+        print(frame.to_string(index=False), f"\nsaved to {os.path.relpath(sweep.finish(frame))}", sep="\n")
+    if "RANK" in os.environ:
+        distributed.destroy_process_group()
+
+
+def launch(options, arguments: list[str]) -> int:
+    """Start the processes as torchrun does; where one ends too early, all end, and one sentence says so."""
+    import logging
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # pages about each process
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=options.processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-u", os.path.abspath(__file__), *arguments)
+    except ChildFailedError as failed:
+        codes = {failure.exitcode for failure in failed.failures.values()}
+        if WRONG in codes:
+            return WRONG  # it has said why
+        kept = sum(sweep_of(options).has(name) for name in options.models)
+        print(
+            f"A process ended before its work was done (exit code {failed.get_first_failure()[1].exitcode}), so all "
+            f"have ended: {kept} of {len(options.models)} models are finished and kept, and this command goes on.",
+            file=sys.stderr,
+        )
+        return LOST
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--text", default="heldout", choices=("heldout", "story", "wikitext", "pg19"))
+    parser.add_argument("--window", type=int, default=256, help="tokens")
+    parser.add_argument("--stride", type=int, help="tokens; default: the window")
+    parser.add_argument("--carry", action="store_true", help="hand the cache from window to window")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--name", help="of the table in build/results")
+    options = parser.parse_args(arguments)
+    from shared.errors import CourseError
+
+    try:
+        if options.processes > 1 and "RANK" not in os.environ:
+            return launch(options, arguments)
+        work(options)
+    except CourseError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return WRONG
+    except RuntimeError as error:
+        if "RANK" not in os.environ or not any(word in str(error) for word in ("gloo", "onnection", "TCPStore")):
+            raise
+        return LOST
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
