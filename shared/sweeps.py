@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from shared import results
@@ -77,5 +78,6 @@ class Sweep:
             part.write_text(text, encoding="utf-8")
             part.replace(file)
         except OSError as problem:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
             raise CourseError(f"The result could not be kept in {file}: {problem.strerror}.") from None

@@ -19,7 +19,7 @@ def pytest_xdist_make_scheduler(config, log):
     class Labs(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "labs" if re.search(r"test_(chain|lab_2_4_\d)\.py$", file) else file
+            return "labs" if re.search(r"test_(chain|lab_\w+)\.py$", file) else file
 
     return Labs(config, log)
 

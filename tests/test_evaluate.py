@@ -1,0 +1,313 @@
+"""Perplexity scores every token once, in the harness's windows, in any batches, streamed, carried, and in any number of
+processes."""
+
+import math
+import shutil
+import subprocess
+import sys
+import time
+import tracemalloc
+from types import SimpleNamespace
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+
+from shared import data, evaluate, memory, models, notebooks, scan, timing
+from shared.errors import BadInput, ContextTooLong
+
+NAMES = ("mamba", "transformer", "olmoe", "deepseek-moe", "jamba")
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    return {name: models.load(f"tiny/{name}", dtype=torch.float32, device="cpu") for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[str]:
+    """A few of each kind, of different lengths, French accents among them."""
+    kept = [d for text in data.tiny_text("heldout").values() for d in text.split("\n\n")[:3]]
+    assert any(len(d.encode()) > len(d) for d in kept)
+    return kept
+
+
+# ---- an independent loop, after the harness ------------------------------------------------------------------------
+
+
+def rolling(tokens: list[int], prefix: int, window: int, context: int) -> list[tuple[list[int], list[int]]]:
+    """(what is read, what it predicts), as lm-evaluation-harness 0.4.13 makes them: rolling windows with at least
+    `context` tokens of context, then made disjoint: of what is read the end that predicts what is new."""
+    per_window = window - context + 1
+    pairs, done = [], 0
+    while done < len(tokens):
+        new = min(window if not done else per_window, len(tokens) - done)
+        end = done + new
+        read = [prefix, *tokens][max(0, end - window) : end]
+        pairs.append((read, tokens[done:end]))
+        done = end
+    return pairs
+
+
+@torch.no_grad()
+def plain_loop(model, tokenizer, text: str, window: int, context: int = 1) -> float:
+    """Nats of a text, one window at a time, log-softmax over every position."""
+    total = 0.0
+    for read, predicted in rolling(tokenizer(text).input_ids, tokenizer.bos_token_id, window, context):
+        logits = F.log_softmax(model(torch.tensor([read]), use_cache=False).logits[0].double(), -1)
+        rows = logits[len(logits) - len(predicted) :]
+        total -= rows.gather(1, torch.tensor(predicted)[:, None]).sum().item()
+    return total
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_equals_the_harness_windows_in_a_plain_loop(zoo, documents, name):
+    model, tokenizer = zoo[name]
+    texts = documents[::4]
+    with scan.in_transformers():
+        expected = [plain_loop(model, tokenizer, text, 64) for text in texts]
+    found = evaluate.perplexity(model, tokenizer, texts, window=64)
+    assert [d.nll for d in found.documents] == pytest.approx(expected, rel=1e-6)
+    assert found.nll == pytest.approx(sum(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 7, 16, 31])
+def test_a_shorter_stride_is_the_harness_with_more_context(zoo, documents, stride):
+    model, tokenizer = zoo["transformer"]
+    text = max(documents, key=len)
+    found = evaluate.perplexity(model, tokenizer, [text], window=32, stride=stride)
+    assert found.nll == pytest.approx(plain_loop(model, tokenizer, text, 32, context=32 - stride + 1), rel=1e-6)
+
+
+def test_it_agrees_with_the_library_s_own_loss_where_one_window_holds_the_text(zoo, documents):
+    model, tokenizer = zoo["jamba"]
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(documents[0]).input_ids]])
+    with torch.no_grad(), scan.in_transformers():
+        loss = model(ids, labels=ids, use_cache=False).loss.item() * (ids.shape[1] - 1)
+    assert evaluate.perplexity(model, tokenizer, documents[:1], 512).nll == pytest.approx(loss, rel=1e-6)
+
+
+# ---- accounting ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2, 7, 8, 9, 15, 16, 17, 40, 41])
+@pytest.mark.parametrize(("window", "stride"), [(8, 8), (8, 3), (8, 1), (1, 1), (40, 7)])
+@pytest.mark.parametrize("pieces", [1, 3, 100])
+def test_every_token_is_scored_exactly_once(tokens, window, stride, pieces):
+    ids = list(range(100, 101 + tokens))
+    cut = [ids[i : i + pieces] for i in range(0, len(ids), pieces)] if pieces > 1 else [ids]
+    parts = list(evaluate._windows(0, iter(cut), window, stride, carry=False))
+    assert [t for p in parts for t in p.ids[p.first + 1 :]] == ids[1:]
+    for part in parts:
+        assert part.ids == ids[part.start : part.start + len(part.ids)]
+        assert len(part.ids) - 1 == min(window, tokens)  # as long as the window: the last one reaches back
+        assert 0 < len(part.ids) - 1 - part.first <= (window if part is parts[0] else stride)
+
+
+def test_sums_words_and_bytes_are_those_of_the_texts(zoo, documents):
+    model, tokenizer = zoo["transformer"]
+    found = evaluate.perplexity(model, tokenizer, [*documents, ""], window=128)
+    assert found.tokens == sum(len(tokenizer(d).input_ids) for d in documents)
+    assert found.words == sum(len(d.split()) for d in documents)
+    assert found.bytes == sum(len(d.encode()) for d in documents) > sum(map(len, documents))
+    assert len(found.documents) == len(documents) + 1 and found.documents[-1] == evaluate.Document(0.0, 0, 0, 0)
+    assert found.token_perplexity == pytest.approx(math.exp(found.nll / found.tokens))
+    assert found.word_perplexity == pytest.approx(math.exp(found.nll / found.words))
+    assert found.bits_per_byte == pytest.approx(found.nll / math.log(2) / found.bytes)
+
+
+def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(zoo, documents):
+    _, tokenizer = zoo["transformer"]
+    uniform, _ = models.load("tiny/transformer", dtype=torch.float32, device="cpu")
+    with torch.no_grad():
+        uniform.get_output_embeddings().weight.zero_()
+    found = evaluate.perplexity(uniform, tokenizer, documents, window=32, stride=9)
+    assert found.token_perplexity == pytest.approx(1024, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 64, 100_000])
+def test_batches_and_padding_change_nothing(zoo, documents, batch, monkeypatch):
+    model, tokenizer = zoo["olmoe"]
+    before = evaluate.perplexity(model, tokenizer, documents, window=48, stride=20)
+    monkeypatch.setattr(evaluate, "BATCH_TOKENS", batch)
+    after = evaluate.perplexity(model, tokenizer, documents, window=48, stride=20)
+    assert [d.nll for d in after.documents] == pytest.approx([d.nll for d in before.documents], rel=1e-6)
+
+
+def test_nats_of_each_token_add_up_and_say_what_was_seen_before(zoo, documents):
+    model, tokenizer = zoo["transformer"]
+    text = max(documents, key=len)
+    nats, before = evaluate.token_nll(model, tokenizer, text, window=32, stride=8)
+    whole = evaluate.perplexity(model, tokenizer, [text], window=32, stride=8)
+    assert len(nats) == len(before) == whole.tokens and nats.sum().item() == pytest.approx(whole.nll, rel=1e-12)
+    assert before[:32].tolist() == list(range(1, 33)) and set(before[32:-8].tolist()) == set(range(25, 33))
+    assert evaluate.token_nll(*zoo["mamba"], text, window=32, carry=True)[1].tolist() == list(range(1, len(nats) + 1))
+
+
+# ---- streams -------------------------------------------------------------------------------------------------------
+
+
+def test_a_streamed_text_has_the_tokens_of_the_whole(zoo, monkeypatch):
+    model, tokenizer = zoo["transformer"]
+    text = "\n\n".join(data.tiny_text("heldout").values())[:20_000] + "  two  spaces \n\n end\n"
+    whole = evaluate.perplexity(model, tokenizer, [text], window=256)
+    for size, cut in ((50, 1), (997, 64), (10**9, 4096)):
+        monkeypatch.setattr(evaluate, "PIECE", size)
+        assert "".join(evaluate._pieces(text[i : i + cut] for i in range(0, len(text), cut))) == text
+        stream = (text[i : i + cut] for i in range(0, len(text), cut))
+        found = evaluate.perplexity(model, tokenizer, [stream], window=256)
+        assert (found.tokens, found.words, found.bytes) == (whole.tokens, whole.words, whole.bytes)
+        assert found.nll == pytest.approx(whole.nll, rel=1e-6)
+
+
+def test_a_stream_is_read_as_it_is_scored():
+    """A text of 6 MB that exists nowhere as a whole: what is held stays small."""
+
+    class Words:
+        bos_token_id = eos_token_id = 1
+
+        def __call__(self, text, **options):
+            return SimpleNamespace(input_ids=[3] * len(text.split()))
+
+    reader = evaluate._Reader(Words(), (" a word and another" for _ in range(300_000)))
+    tracemalloc.start()
+    scored = sum(len(p.ids) - 1 - p.first for p in evaluate._windows(0, reader, 512, 128, carry=False))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scored == reader.tokens == 4 * 300_000 and reader.bytes > 5e6
+    assert peak < 2e6
+
+
+# ---- carried -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mamba", "jamba", "transformer"])
+@pytest.mark.parametrize("window", [1000, 193, 17])
+def test_carrying_the_cache_equals_one_pass(zoo, name, window):
+    model, tokenizer = zoo[name]
+    text = data.tiny_long_text()[:2400]
+    once = evaluate.perplexity(model, tokenizer, [text], window=2000)
+    carried = evaluate.perplexity(model, tokenizer, [text], window=window, carry=True)
+    assert once.tokens < 1000 and carried.tokens == once.tokens
+    assert carried.nll == pytest.approx(once.nll, rel=1e-5)
+
+
+def test_200_000_tokens_cost_mamba_constant_memory(zoo, monkeypatch):
+    model, tokenizer = zoo["mamba"]
+    text = "\n\n".join(data.tiny_text("train").values())
+    text = text[: text.index("\n\n", 527_000)]
+    kept, forward = [], timing.forward
+
+    def watched(*arguments, **options):
+        logits, cache = forward(*arguments, **options)
+        kept.append(memory.cache_bytes(cache).total)
+        return logits, cache
+
+    monkeypatch.setattr(timing, "forward", watched)
+    with memory.track("cpu") as tracked:
+        tracked.mark("first part")
+        evaluate.perplexity(model, tokenizer, [text[:12_000]], window=1024, carry=True)
+        tracked.mark("all")
+        found = evaluate.perplexity(model, tokenizer, [iter([text])], window=1024, carry=True)
+    assert found.tokens >= 200_000 and len(kept) > 200
+    assert set(kept) == {models.size("tiny/mamba", torch.float32).state_bytes}
+    peaks = tracked.phases()
+    assert peaks["all"] - peaks["first part"] < 30e6  # a tenth of what the logits of one pass alone would take
+    assert 0.1 < found.bits_per_byte < 1
+
+
+def test_a_dropped_state_would_show(zoo):
+    """A negative control: outside in_transformers the library's Mamba forgets the state between windows."""
+    model, tokenizer = zoo["mamba"]
+    ids = torch.tensor([[1, *tokenizer(data.tiny_long_text()[:1400]).input_ids]])
+
+    @torch.inference_mode()
+    def nats(size: int) -> float:
+        total, cache = 0.0, None
+        for start in range(0, ids.shape[1] - 1, size):
+            part = ids[:, start : start + size + 1]
+            logits, cache = timing.forward(model, part[:, :-1], cache, keep=part.shape[1] - 1)
+            total += F.cross_entropy(logits[0], part[0, 1:], reduction="sum").item()
+        return total
+
+    once = nats(ids.shape[1])
+    with scan.in_transformers():
+        assert nats(8) == pytest.approx(once, rel=1e-5)
+    assert nats(8) > 1.03 * once
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("window", "stride"), [(0, None), (8, 0), (8, 9), (-1, -1)])
+def test_an_impossible_window_is_one_sentence(zoo, window, stride):
+    with pytest.raises(BadInput, match="1 <= stride <= window"):
+        evaluate.perplexity(*zoo["mamba"], ["text"], window, stride)
+
+
+def test_other_impossible_requests_are_one_sentence(zoo):
+    model, tokenizer = zoo["transformer"]
+    with pytest.raises(BadInput, match="no text to score"):
+        evaluate.perplexity(model, tokenizer, ["", ""], 8)
+    with pytest.raises(BadInput, match="no text to score"):
+        evaluate.perplexity(model, tokenizer, [], 8)
+    with pytest.raises(BadInput, match="tokenizer"):
+        evaluate.perplexity(model, None, ["text"], 8)
+    with pytest.raises(BadInput, match="leave the stride out"):
+        evaluate.perplexity(model, tokenizer, ["text"], 8, 4, carry=True)
+    with pytest.raises(ContextTooLong, match="8,192 positions"):
+        evaluate.perplexity(model, tokenizer, ["text"], 9000)
+    with pytest.raises(ContextTooLong, match="8,192 positions"):
+        evaluate.perplexity(model, tokenizer, [data.tiny_long_text()], 4096, carry=True)
+
+
+# ---- several processes ---------------------------------------------------------------------------------------------
+
+
+def shared_out(processes: int, *arguments: str):
+    command = [sys.executable, "scripts/evaluate.py", "--processes", str(processes), *arguments]
+    return subprocess.run(command, cwd=notebooks.ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> pd.DataFrame:
+    done = shared_out(1, "tiny/transformer", "tiny/jamba", "--name", "test-alone")
+    assert done.returncode == 0, done.stderr
+    return pd.read_csv(notebooks.BUILD / "results" / "test-alone.csv").iloc[:, :8]
+
+
+def test_two_processes_give_the_same_bits_as_one(alone):
+    done = shared_out(2, "tiny/transformer", "tiny/jamba", "--name", "test-shared")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved to") == 1 and done.stdout.count("tiny/jamba:") == 1  # said once, written once
+    found = pd.read_csv(notebooks.BUILD / "results" / "test-shared.csv").iloc[:, :8]
+    pd.testing.assert_frame_equal(found, alone, check_exact=True)
+
+
+def test_a_killed_worker_ends_the_run_with_one_sentence_and_the_next_run_goes_on(alone):
+    name, models_ = "test-killed", ("tiny/transformer", "tiny/jamba")
+    folder = notebooks.BUILD / "results" / f"{name}.unfinished"
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "scripts/evaluate.py", *models_, "--processes", "2", "--name", name]
+    running = subprocess.Popen(command, cwd=notebooks.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while running.poll() is None and not list(folder.glob("*.json")):
+            time.sleep(0.05)
+        workers = [p for p in psutil.Process(running.pid).children() if "evaluate.py" in " ".join(p.cmdline())]
+        max(workers, key=lambda p: p.pid).kill()
+        said, complaint = running.communicate(timeout=120)
+    finally:
+        running.kill()
+    assert running.returncode == 3 and said.count("tiny/transformer:") == 1
+    assert complaint.count("\n") == 1 and "1 of 2 models are finished" in complaint and "-9" in complaint
+    again = shared_out(2, *models_, "--name", name)
+    assert again.returncode == 0 and "tiny/transformer: " in again.stdout and "kept from before" in again.stdout
+    found = pd.read_csv(notebooks.BUILD / "results" / f"{name}.csv").iloc[:, :8]
+    pd.testing.assert_frame_equal(found, alone, check_exact=True)
+
+
+def test_a_wrong_request_is_one_sentence_from_several_processes_too():
+    done = shared_out(2, "tiny/transformer", "--window", "9000", "--name", "test-wrong")
+    assert done.returncode == 2 and "8,192 positions" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,143 @@
+"""What lab 2.4.5 claims, asserted on the run that `make run` gave."""
+
+import re
+
+import pandas as pd
+import pytest
+from conftest import numbers
+
+from shared import notebooks
+
+LAB = "2.4.5"
+pytestmark = pytest.mark.usefixtures("made")
+
+
+def rows_of(text: str) -> dict[str, list[float]]:
+    """A printed table: the model that a line begins with -> the numbers after it."""
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.startswith("tiny/")]
+    return {name.removeprefix("tiny/").rstrip(":"): numbers(rest) for name, rest in lines}
+
+
+@pytest.fixture(scope="module")
+def quality() -> pd.DataFrame:
+    table = pd.read_csv(notebooks.BUILD / "results" / "lab-2.4.5-tiny-trained-quality.csv")
+    return table.set_index("model").rename(lambda name: name.removeprefix("tiny/"))
+
+
+@pytest.fixture(scope="module")
+def cost() -> pd.DataFrame:
+    return pd.read_csv(notebooks.BUILD / "results" / "lab-2.4.5-tiny-trained-cost.csv")
+
+
+# ---- protocol ------------------------------------------------------------------------------------------------------
+
+
+def test_the_stride_moves_a_result_further_than_the_architecture_does(said):
+    moved, apart = (numbers(line)[0] for line in said["first-figure-numbers"].splitlines()[:2])
+    assert moved > apart > 0.03
+    assert said["first-figure-numbers"].strip().endswith("True")
+
+
+def test_the_student_s_loop_equals_the_course_s_evaluation(said):
+    assert said["by-hand"].strip().endswith("True")
+
+
+def test_each_wrong_count_is_off_by_more_than_a_hundredth(said):
+    values = {line[:34].strip(): numbers(line[34:])[0] for line in said["wrong-counts"].strip().splitlines()[1:]}
+    right = values.pop("right: each token once")
+    assert len(values) == 4 and all(value > right + 0.05 for value in values.values()), values
+
+
+# ---- units ---------------------------------------------------------------------------------------------------------
+
+
+def test_token_perplexity_ranks_two_models_the_wrong_way_round(said):
+    lines = said["wrong-way-round"].splitlines()
+    mamba, ngram = (numbers(line.split("  ", 1)[1]) for line in lines[1:3])
+    assert ngram[0] < mamba[0] - 0.1  # the counting model looks better per token
+    assert mamba[1] < ngram[1] / 2 and 1.7 < ngram[2] / mamba[2] < 2.3  # and needs about twice the bits
+    assert lines[3] == "token perplexity prefers n-gram, bytes - bits per byte mamba, tokens"
+
+
+# ---- the zoo -------------------------------------------------------------------------------------------------------
+
+
+def test_the_zoo_has_the_quality_that_its_training_reported(quality):
+    reported = pd.read_json(notebooks.ROOT / "data" / "tiny" / "report.json", typ="series").models
+    assert set(quality.index) == set(reported)
+    for name, row in quality.iterrows():
+        assert row.bits_per_byte == pytest.approx(reported[name]["bits_per_byte"]["overall"], abs=0.015), name
+
+
+def test_intervals_tell_a_tie_from_a_loss(said):
+    found = rows_of(said["intervals"])
+    best = said["intervals"].splitlines()[0].split("/")[1]
+    assert found[best][:3] == [0, 0, 0]
+    assert found["olmoe-collapsed"][1] > 0.03  # experts that died cost bits, beyond any doubt
+    others = [row for name, row in found.items() if name != best]
+    assert all(row[3] > 1.5 * (row[2] - row[1]) for row in others)  # paired ones are far narrower
+    assert all(row[1] <= row[0] <= row[2] for row in found.values())
+
+
+def test_beyond_its_training_attention_breaks_and_mamba_and_the_hybrid_do_not(said):
+    for name, row in rows_of(said["position-numbers"]).items():
+        first, _, trained, _, last = row  # such as 1.09 up to 32, 0.82 to 256, 3.39 last
+        assert trained < first, name  # each uses what it was trained to use
+        if name in ("mamba", "jamba"):
+            assert last < trained + 0.1, name
+        else:
+            assert last > 2 * trained, name
+
+
+# ---- a story in constant memory ------------------------------------------------------------------------------------
+
+
+def test_the_state_keeps_its_size_over_the_whole_story(said):
+    tokens, *sizes = numbers(said["carry"].splitlines()[0])
+    assert tokens > 20_000 and len(sizes) == 1
+
+
+def test_carrying_the_state_is_exact_and_dropping_it_is_not(said):
+    assert said["carry-exact"].count("True") == 2 and "False" not in said["carry-exact"]
+    carried, dropped = numbers(said["carry-exact"].splitlines()[-1])[-2:]
+    assert dropped > 1.02 * carried
+
+
+def test_mamba_fades_on_recall_where_a_cache_does_not(said):
+    rows = {int(row[0]): row[1:] for row in map(numbers, said["recall"].splitlines()[2:])}
+    mamba, hybrid, transformer = rows[16]
+    assert mamba < 0.7 and hybrid > 0.95 and transformer > 0.95 and min(rows[2]) > 0.95
+
+
+# ---- cost and report -----------------------------------------------------------------------------------------------
+
+
+def test_mamba_s_state_is_flat_and_caches_grow_with_the_context(cost):
+    single = cost[cost.batch == 1]
+    for name, part in single.groupby("model"):
+        sizes = part.sort_values("tokens").cache_bytes.tolist()
+        assert (len(set(sizes)) == 1) == (name == "tiny/mamba"), name
+    assert len(single) == 18 and len(cost) == 30 and (cost.status == "ok").all()
+    assert (cost.machine.str.len() > 0).all() and cost.scale.unique().tolist() == ["tiny"]
+
+
+def test_reading_a_longer_prompt_takes_longer_for_every_model(cost):
+    for name, part in cost[cost.batch == 1].groupby("model"):
+        times = part.sort_values("tokens").time_to_first_token.tolist()
+        assert times[0] < times[-1], name
+
+
+def test_the_front_and_the_decisions_follow_from_the_saved_numbers(said, quality):
+    for line, column in zip(said["report-table"].splitlines()[-2:], ("decode_ms", "decode_long_ms"), strict=True):
+        named = [name.strip().removeprefix("tiny/") for name in line.split(": ")[1].split(",")]
+        points = quality[[column, "bits_per_byte"]]
+        beaten = [((points <= row).all(axis=1) & (points < row).any(axis=1)).any() for _, row in points.iterrows()]
+        assert set(named) == {name for name, loses in zip(points.index, beaten, strict=True) if not loses}
+    decided = dict(re.findall(r"^(\w+): tiny/(\S+)", said["decisions"], flags=re.MULTILINE))
+    assert decided["many"] == "mamba"
+    assert decided["long"] == quality.decode_long_ms.idxmin()
+    assert decided["quality"] == quality[quality.low <= 0].decode_ms.idxmin()
+
+
+def test_nothing_unfinished_is_left_behind(made):
+    assert not list((notebooks.BUILD / "results").glob("lab-2.4.5-*.unfinished"))

@@ -1,0 +1,121 @@
+"""An interrupted sweep loses no finished result, counts none twice, and never mixes results of other settings."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from functools import partial
+
+import pandas as pd
+import pytest
+
+from shared import notebooks, results, sweeps
+from shared.errors import BadInput, CourseError
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "BUILD", tmp_path)
+    monkeypatch.setattr(results, "BUILD", tmp_path)
+    return tmp_path
+
+
+def run(sweep, items, stop_at=None) -> dict:
+    def measure(item):
+        if item == stop_at:
+            raise KeyboardInterrupt
+        return {"item": item, "value": len(item) / 3}
+
+    return {item: sweep.keep(item, partial(measure, item)) for item in items}
+
+
+def test_a_second_run_goes_on_where_the_first_stopped_and_measures_nothing_twice(build):
+    first = sweeps.Sweep("s", scale="tiny")
+    with pytest.raises(KeyboardInterrupt):
+        run(first, ["tiny/a", "tiny/bb", "tiny/ccc"], stop_at="tiny/ccc")
+    second = sweeps.Sweep("s", scale="tiny")
+    assert [second.has(item) for item in ("tiny/a", "tiny/bb", "tiny/ccc")] == [True, True, False]
+    found = run(second, ["tiny/a", "tiny/bb", "tiny/ccc"])
+    assert (first.made, second.made) == (2, 1)
+    assert found == {item: {"item": item, "value": len(item) / 3} for item in ("tiny/a", "tiny/bb", "tiny/ccc")}
+
+
+def test_a_finished_sweep_is_a_table_and_the_next_run_measures_anew(build):
+    sweep = sweeps.Sweep("s", scale="tiny")
+    path = sweep.finish(pd.DataFrame(run(sweep, ["a", "bb"]).values()))
+    assert list(pd.read_csv(path).item) == ["a", "bb"] and not sweep.folder.exists()
+    again = sweeps.Sweep("s", scale="tiny")
+    run(again, ["a", "bb"])
+    assert again.made == 2
+
+
+@pytest.mark.parametrize("change", [{"scale": "full"}, {"scale": "tiny", "stride": 3}, {}])
+def test_results_under_other_settings_are_refused(build, change):
+    run(sweeps.Sweep("s", scale="tiny"), ["a"])
+    with pytest.raises(BadInput, match=r"other settings \((scale|stride).*delete"):
+        run(sweeps.Sweep("s", **change), ["a"])
+
+
+def test_another_machine_or_version_counts_as_other_settings(build, monkeypatch):
+    run(sweeps.Sweep("s"), ["a"])
+    monkeypatch.setattr(results, "machine", lambda: {"machine": "another", "date": "2026-01-01"})
+    with pytest.raises(BadInput, match="machine"):
+        run(sweeps.Sweep("s"), ["a"])
+
+
+def test_the_date_alone_does_not(build, monkeypatch):
+    run(sweeps.Sweep("s"), ["a"])
+    today = results.machine()
+    monkeypatch.setattr(results, "machine", lambda: {**today, "date": "1999-01-01"})
+    assert sweeps.Sweep("s").has("a")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"settings": {}}'])
+def test_a_damaged_result_is_measured_again(build, damage):
+    run(sweeps.Sweep("s"), ["a"])
+    (file,) = (build / "results" / "s.unfinished").iterdir()
+    file.write_text(damage)
+    again = sweeps.Sweep("s")
+    run(again, ["a"])
+    assert again.made == 1
+
+
+def test_a_result_that_cannot_be_written_is_one_sentence(build):
+    (build / "results").write_text("a file in the folder's place")
+    with pytest.raises(CourseError, match="could not be kept"):
+        run(sweeps.Sweep("s"), ["a"])
+
+
+def test_a_killed_process_leaves_whole_results_only(tmp_path):
+    """A real one: it is killed while it measures its third item; what it had finished is there, and nothing else."""
+    program = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(notebooks.ROOT)!r})
+        from pathlib import Path
+        from shared import sweeps
+        sweeps.BUILD = Path({str(tmp_path)!r})
+        sweep = sweeps.Sweep("s", scale="tiny")
+        for item in "abc":
+            sweep.keep(item, lambda: os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == item else item * 3)
+        print(sweep.made)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    killed = subprocess.run([*command, "c"], env={**os.environ}, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert sorted(f.name for f in (tmp_path / "results" / "s.unfinished").iterdir()) == ["a.json", "b.json"]
+    done = subprocess.run([*command, "none"], capture_output=True, text=True)
+    assert done.stdout.strip() == "1", done.stderr
+
+
+def test_a_table_of_another_scale_is_refused_and_a_missing_one_is_none(build):
+    assert results.load("nothing") is None
+    results.save(pd.DataFrame({"scale": ["tiny", "tiny"], "x": [1, 2]}), "t")
+    assert list(results.load("t", scale="tiny").x) == [1, 2]
+    with pytest.raises(BadInput, match="scale = tiny, not full"):
+        results.load("t", scale="full")
+    with pytest.raises(BadInput, match="weights = nothing"):
+        results.load("t", weights="trained")
+    (build / "results" / "t.csv").write_text("")
+    with pytest.raises(CourseError, match="cannot be read"):
+        results.load("t")
