@@ -9,6 +9,10 @@ LAB =
 NAME =
 CLEAR =
 JSON =
+MODELS = tiny/mamba tiny/transformer
+TEXT = heldout
+WINDOW = 256
+PROCESSES = 1
 
 VENV_PYTHON = .venv/bin/python
 # Small tensors on few cores: one thread is many times faster there. What you set yourself is respected.
@@ -23,8 +27,8 @@ IPYTHONDIR = $(CURDIR)/.venv/ipython
 MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
-.PHONY: help setup setup-test setup-bench lab doctor kernels kernels-remove run solutions fetch cache tables test bench tiny \
-	curves update clean
+.PHONY: help setup setup-test setup-bench lab doctor kernels kernels-remove run solutions fetch cache tables \
+	test bench tiny curves update clean evaluate
 
 help:
 	@echo "Commands:"
@@ -47,6 +51,9 @@ run: setup ## execute the solved labs and print a table (SCALE=tiny or full, LAB
 
 solutions: setup ## render the solved labs to build/html/index.html
 	@$(ONE_THREAD) $(VENV_PYTHON) -m shared.notebooks render
+
+evaluate: setup ## perplexity of MODELS="tiny/mamba tiny/jamba" on a text (TEXT=story, WINDOW=256, PROCESSES=2 share the documents)
+	@$(ONE_THREAD) $(VENV_PYTHON) scripts/evaluate.py $(MODELS) --text "$(TEXT)" --window "$(WINDOW)" --processes "$(PROCESSES)"
 
 fetch: setup ## download ahead of class what a lab needs at scale full (LAB=2.4.5 SCALE=full, or NAME=mamba-2.8b)
 	@$(VENV_PYTHON) scripts/hub.py fetch --name "$(NAME)" --lab "$(LAB)" --scale "$(SCALE)"
