@@ -1,0 +1,251 @@
+"""What lab 2.4.6 needs beside what it teaches: instructions, small base models, Trainer's settings, exact match.
+
+The instructions and the two base models (data/tiny/instruct) are made by `make finetune`. The bases know some skills on
+pairs of words ("Name the last word."); one skill they have never seen. A pair of the held-out split stands in no
+training example of any skill.
+"""
+
+import ctypes
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from shared import data, memory, models, sizes
+from shared.errors import BadInput
+from shared.notebooks import BUILD
+
+INSTRUCT = data.DATA / "tiny" / "instruct"
+BASES = ("mamba", "transformer")
+SPLITS = ("train", "heldout")
+OLD, NEW = ("copy", "first", "last"), ("swap",)  # what the bases know, and what they have never seen
+
+logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)  # as models.load does
+# peft asks every model for an attribute that transformers renamed; the answer is the same.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+# ---- data and models ------------------------------------------------------------------------------------------------
+
+
+def instructions(split: str, skills: Sequence[str] = OLD + NEW) -> list[dict[str, str]]:
+    """The shipped examples of a split ("train", "heldout"), in Alpaca's fields, with their "skill"."""
+    if split not in SPLITS:
+        raise BadInput(f"The instructions have the splits {' and '.join(map(repr, SPLITS))}, not {split!r}.")
+    if unknown := set(skills) - {*OLD, *NEW}:
+        raise BadInput(f"There is no skill {sorted(unknown)}: the skills are {', '.join(OLD + NEW)}.")
+    lines = (INSTRUCT / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [example for example in map(json.loads, lines) if example["skill"] in skills]
+
+
+def prompt(example: Mapping[str, str]) -> str:
+    """An example up to where the response begins."""
+    return data.format_instruction({**example, "output": ""})
+
+
+def examples(scale: str) -> tuple[list[dict], list[dict], list[dict], list[dict]]:
+    """What a scale trains on: (new, new held out, old, old held out); at scale full Alpaca, of which nothing is old."""
+    if scale == "full":
+        rows = data.alpaca(1000).to_list()
+        return rows[:900], rows[900:], [], []
+    return tuple(instructions(split, skills) for skills in (NEW, OLD) for split in SPLITS)
+
+
+def by_skill(examples: Sequence[Mapping[str, str]]) -> dict[str, list]:
+    """The examples of each skill, the skills in the order in which they come."""
+    found = {}
+    for example in examples:
+        found.setdefault(example.get("skill", "instructions"), []).append(example)
+    return found
+
+
+def base(name: str, weights: str = "trained"):
+    """(model, tokenizer): a shipped base, "mamba" or "transformer", in float32 on the CPU or the GPU; or a model of the
+    course by its name, in bfloat16.
+
+    Raises: BadInput, and what `models.load` raises.
+    """
+    if name not in BASES:
+        return models.load(name, weights=weights)
+    device = memory.pick_device()
+    tokenizer = AutoTokenizer.from_pretrained(INSTRUCT / "tokenizer")
+    if weights == "random":
+        config = AutoConfig.from_pretrained(INSTRUCT / name)
+        return models._random(config, torch.float32, device).eval(), tokenizer
+    return models._trained(INSTRUCT / name, torch.float32, device).eval(), tokenizer
+
+
+def on_meta(name: str) -> nn.Module:
+    """A model of the course as shapes alone, without memory or download."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(sizes.published_config(name))
+
+
+def for_memory(architecture: str, scale: str, full: bool) -> nn.Module:
+    """A "mamba" or "transformer" with random weights, large enough to measure: some 8M parameters at scale tiny, the
+    1.4B pair at scale full, there in float32 for `full` fine-tuning and else in bfloat16."""
+    device = memory.pick_device()
+    if scale == "full":
+        name = {"mamba": "mamba-1.4b", "transformer": "pythia-1.4b"}[architecture]
+        return models.load(name, dtype=torch.float32 if full else torch.bfloat16, weights="random")[0]
+    config = AutoConfig.from_pretrained(data.DATA / "tiny" / architecture)
+    config.hidden_size = 384
+    if architecture == "mamba":
+        config.intermediate_size, config.time_step_rank = 768, 24
+    else:
+        config.intermediate_size = 1536
+    return models._random(config, torch.float32, device)
+
+
+# ---- measuring ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def answers(model: nn.Module, tokenizer, examples: Sequence[Mapping[str, str]], new_tokens=8, batch=100) -> list[str]:
+    """What the model writes, greedily, for each example, up to its end-of-text token.
+
+    A response that does not end within `new_tokens` carries a mark, so that it equals no output.
+    """
+    was_training, found = model.training, []
+    device, pad = model.device, tokenizer.pad_token_id
+    model.eval()
+    for start in range(0, len(examples), batch):
+        ids = [tokenizer(prompt(example))["input_ids"] for example in examples[start : start + batch]]
+        longest = max(map(len, ids))
+        # Padding goes to the left here: a model continues from the right end, and Mamba carries its state from there.
+        rows = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
+        settings = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad, "do_sample": False}
+        out = model.generate(input_ids=rows, attention_mask=mask, max_new_tokens=new_tokens, **settings)
+        for row in out[:, longest:].tolist():
+            ended = tokenizer.eos_token_id in row
+            text = tokenizer.decode(row[: row.index(tokenizer.eos_token_id)] if ended else row)
+            found.append(text.strip() if ended else f"{text} ...")
+    model.train(was_training)
+    return found
+
+
+def exact_match(model: nn.Module, tokenizer, examples: Sequence[Mapping[str, str]], new_tokens: int = 8) -> float:
+    """Share of examples whose whole response is the output, and ends there."""
+    said = answers(model, tokenizer, examples, new_tokens)
+    return sum(text == example["output"].strip() for text, example in zip(said, examples, strict=True)) / len(said)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash of every bit of the tensors: equal hashes, equal weights."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def freed_at_once():
+    """Inside, glibc gives freed tensors back at once, so that resident memory is what is in use, not what was."""
+    threshold = getattr(ctypes.CDLL(None), "mallopt", lambda *arguments: None)
+    threshold(-3, 2**16)  # M_MMAP_THRESHOLD: larger blocks get pages of their own
+    yield
+    threshold(-3, 2**25)  # the most that it chooses by itself
+
+
+def quietly(work):
+    """What `work()` returns, without its warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return work()
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def arguments(folder: Path, steps: int, batch: int, lr: float, save_steps: int = 0, **changes) -> TrainingArguments:
+    """Trainer's settings: `batch` examples a step in all processes together, AdamW with a short warm-up, no dropout.
+
+    save_steps: write a checkpoint to `folder` every so many steps; 0 writes none.
+    Raises: BadInput where the processes cannot share the batch evenly.
+    """
+    settings = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        per_device_eval_batch_size=10,  # divides the held-out examples, also among two: none is scored twice
+        learning_rate=lr,
+        warmup_steps=max(1, steps // 20),
+        logging_steps=max(1, steps // 20),
+        eval_strategy="steps",
+        eval_steps=max(1, steps // 10),
+        save_strategy="steps" if save_steps else "no",
+        save_steps=save_steps or 500,
+        save_total_limit=2,
+        report_to="none",
+        use_cpu=memory.pick_device().type == "cpu",
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        ddp_find_unused_parameters=False,
+        **changes,
+    )
+    processes = settings.world_size
+    if batch % processes:
+        raise BadInput(f"A batch of {batch} cannot be shared evenly by {processes} processes: choose a multiple.")
+    settings.per_device_train_batch_size = batch // processes
+    return settings
+
+
+class StopAfter(TrainerCallback):
+    """Ends the training after a step, as somebody who presses "stop" does: whatever comes later has not happened."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def checkpoints(name: str, settings: object) -> Path:
+    """The folder for checkpoints of one training: what the same one left, with as many processes, is still in it."""
+    made_of = [settings, os.environ.get("WORLD_SIZE", "1")]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
+    return BUILD / "finetune" / f"{name}-{key}"
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint in the folder. Its state is written last: without one it was cut off."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def finish(trainer: Trainer) -> None:
+    """Delete the checkpoints of a training that has ended: the next one begins anew."""
+    if trainer.is_world_process_zero():
+        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+
+
+def curves(trainer: Trainer) -> dict[str, list[tuple[int, float]]]:
+    """{"train", "heldout": (step, loss) pairs} of a training, also of the part before an interrupt."""
+    rows = trainer.state.log_history
+    return {
+        what: [(row["step"], row[key]) for row in rows if key in row]
+        for what, key in (("train", "loss"), ("heldout", "eval_loss"))
+    }
