@@ -1,0 +1,281 @@
+"""The shipped instructions and bases hold what the lab says of them, and training and measuring are right."""
+
+import json
+import sys
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoTokenizer, Trainer
+
+from shared import finetune, notebooks, scan
+from shared.errors import BadInput
+
+sys.path.insert(0, str(notebooks.ROOT / "data" / "reference"))
+import finetune as program
+
+REFERENCE = json.loads(program.OUT.read_text())
+ANSWERS = notebooks.solution("2.4.6")
+SOLVERS = {
+    "copy": lambda words: words,
+    "first": lambda words: words[:1],
+    "last": lambda words: words[-1:],
+    "swap": lambda words: words[::-1],
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with scan.in_transformers():
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def mamba():
+    return finetune.base("mamba")
+
+
+# ---- what ships ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", finetune.SPLITS)
+def test_every_answer_follows_from_its_input(split):
+    for example in finetune.instructions(split):
+        assert SOLVERS[example["skill"]](example["input"].split()) == example["output"].split()
+        assert example["instruction"] in program.SKILLS[example["skill"]][0]
+
+
+def test_no_held_out_pair_stands_in_any_training_example_of_any_skill():
+    held = {example["input"] for example in finetune.instructions("heldout")}
+    assert not held & {example["input"] for example in finetune.instructions("train")}
+    assert not held & {" ".join(pair) for pair in program.pairs("train")}, "the bases learned from these"
+    words = {word for pair in program.pairs("train") for word in pair}
+    assert {word for example in held for word in example.split()} <= words, "the words themselves are known"
+
+
+def test_the_files_are_what_the_program_writes(tmp_path, monkeypatch):
+    shipped = finetune.INSTRUCT
+    monkeypatch.setattr(finetune, "INSTRUCT", tmp_path)
+    program.write_instructions()
+    program.write_tokenizer()
+    for name in ("train.jsonl", "heldout.jsonl", "tokenizer/tokenizer.json"):
+        assert (tmp_path / name).read_bytes() == (shipped / name).read_bytes(), name
+    assert sum(file.stat().st_size for file in shipped.rglob("*") if file.is_file()) < 350_000
+
+
+def test_the_tokenizer_knows_every_word_and_gives_a_heading_one_token():
+    tokenizer = AutoTokenizer.from_pretrained(finetune.INSTRUCT / "tokenizer")
+    assert len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}) == 3
+    for split in finetune.SPLITS:
+        for example in finetune.instructions(split):
+            ids = tokenizer(finetune.prompt(example) + example["output"])["input_ids"]
+            assert tokenizer.unk_token_id not in ids
+            words = f"{example['instruction']} {example['input']} {example['output']}".replace(".", " .").split()
+            assert len(ids) == 3 + len(words)
+            assert tokenizer.decode(tokenizer(example["output"])["input_ids"]) == example["output"]
+
+
+def test_unknown_splits_and_skills_are_refused():
+    with pytest.raises(BadInput, match="'train' and 'heldout', not 'test'"):
+        finetune.instructions("test")
+    with pytest.raises(BadInput, match="no skill"):
+        finetune.instructions("train", ("sort",))
+
+
+@pytest.mark.parametrize("name", finetune.BASES)
+def test_a_base_knows_the_old_skills_and_not_the_new_one(name):
+    model, tokenizer = finetune.base(name)
+    known = REFERENCE["bases"][name]
+    assert sum(p.numel() for p in model.parameters()) == known["parameters"] < 100_000
+    found = program.exact(model, tokenizer)
+    assert found == known["exact"]
+    assert min(found[skill] for skill in finetune.OLD) > 0.95 and found["swap"] < 0.1
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", finetune.BASES)
+def test_answers_are_those_of_a_plain_loop_without_padding(name):
+    model, tokenizer = finetune.base(name)
+    examples = [finetune.instructions("heldout", (skill,))[n] for n, skill in enumerate(finetune.OLD * 2)]
+    examples.append({"instruction": "Repeat the words.", "output": ""})
+    lengths = {len(tokenizer(finetune.prompt(example))["input_ids"]) for example in examples}
+    assert len(lengths) > 2, "some are padded"
+    for example, said in zip(examples, finetune.answers(model, tokenizer, examples, 5), strict=True):
+        ids = tokenizer(finetune.prompt(example))["input_ids"]
+        written = []
+        while len(written) < 5 and tokenizer.eos_token_id not in written:
+            logits = model(torch.tensor([ids + written]), use_cache=False).logits
+            written.append(logits[0, -1].argmax().item())
+        ended = tokenizer.eos_token_id in written
+        assert said == tokenizer.decode(written[: written.index(tokenizer.eos_token_id)] if ended else written) + (
+            "" if ended else " ..."
+        )
+
+
+def test_a_response_that_does_not_end_is_no_match(mamba):
+    examples = finetune.instructions("heldout", ("copy",))[:10]
+    assert finetune.exact_match(*mamba, examples, new_tokens=3) == 1
+    assert finetune.exact_match(*mamba, examples, new_tokens=2) == 0, "two words fit, their end does not"
+
+
+def test_asking_leaves_a_model_in_the_mode_in_which_it_was(mamba):
+    model, tokenizer = mamba
+    for training in (True, False):
+        model.train(training)
+        finetune.exact_match(model, tokenizer, finetune.instructions("heldout")[:2])
+        assert model.training == training
+
+
+def test_a_fingerprint_sees_one_bit():
+    weights = {"a": torch.ones(3), "b": torch.zeros(2, 2)}
+    before = finetune.fingerprint(weights)
+    assert before == finetune.fingerprint({name: w.clone() for name, w in weights.items()})
+    weights["b"][1, 1] = -0.0
+    assert before != finetune.fingerprint(weights)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def adapted(rank=2):
+    model, tokenizer = finetune.base("mamba")
+    torch.manual_seed(0)
+    return ANSWERS.adapt(model, rank), tokenizer
+
+
+def rows_of(tokenizer, count=64):
+    return [ANSWERS.encode(e, tokenizer) for e in finetune.instructions("train", finetune.NEW)[:count]]
+
+
+def test_the_loss_is_the_cross_entropy_of_response_and_end_alone():
+    model, tokenizer = adapted()
+    examples = [finetune.instructions("train", (skill,))[0] for skill in ("swap", "first")]
+    batch = ANSWERS.collate([ANSWERS.encode(e, tokenizer) for e in examples], tokenizer.pad_token_id)
+    nll = []
+    for example in examples:
+        prompt, response = (tokenizer(t)["input_ids"] for t in (finetune.prompt(example), example["output"]))
+        response.append(tokenizer.eos_token_id)
+        logits = model(torch.tensor([prompt + response]), use_cache=False).logits[0]
+        nll.append(F.cross_entropy(logits[len(prompt) - 1 : -1], torch.tensor(response), reduction="none"))
+    assert len(torch.cat(nll)) == 3 + 2
+    torch.testing.assert_close(model(**batch).loss, torch.cat(nll).mean(), rtol=1e-5, atol=0)
+
+
+def test_checkpointing_of_activations_changes_no_gradient():
+    found = []
+    for checkpointing in (False, True):
+        model, tokenizer = adapted()
+        for parameter in finetune.trainable(model).values():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model.train()(**ANSWERS.collate(rows_of(tokenizer, 8), tokenizer.pad_token_id)).loss.backward()
+        found.append([parameter.grad for parameter in finetune.trainable(model).values()])
+    assert all(gradient is not None and gradient.any() for gradient in found[1])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune.TrainingArguments, "world_size", property(lambda self: 3))
+    with pytest.raises(BadInput, match="batch of 32 cannot be shared evenly by 3 processes"):
+        finetune.arguments(tmp_path, 10, 32, 1e-3)
+    assert finetune.arguments(tmp_path, 10, 30, 1e-3).per_device_train_batch_size == 10
+
+
+def test_the_newest_whole_checkpoint_is_found_and_one_that_was_cut_off_is_not(tmp_path):
+    assert finetune.last_checkpoint(tmp_path / "never") is None
+    for step, state in ((8, "{}"), (16, "{}"), (9, "{}"), (24, None), (32, "")):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert finetune.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
+
+
+def test_other_settings_or_processes_have_other_checkpoints(monkeypatch):
+    one = finetune.checkpoints("mamba", [200, "tiny"])
+    assert one == finetune.checkpoints("mamba", [200, "tiny"]) != finetune.checkpoints("mamba", [100, "tiny"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert one != finetune.checkpoints("mamba", [200, "tiny"])
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights_and_the_same_log(tmp_path):
+    def train(folder, callbacks=()):
+        model, tokenizer = adapted()
+        settings = finetune.arguments(folder, 6, 16, 1e-2, save_steps=2, disable_tqdm=True)
+        collate = partial(ANSWERS.collate, pad_id=tokenizer.pad_token_id)
+        rows = rows_of(tokenizer)
+        trainer = Trainer(
+            model,
+            settings,
+            train_dataset=rows,
+            eval_dataset=rows[:20],
+            data_collator=collate,
+            callbacks=list(callbacks),
+        )
+        trainer.remove_callback(program.PrinterCallback)
+        trainer.train(resume_from_checkpoint=finetune.last_checkpoint(folder))
+        return finetune.fingerprint(finetune.trainable(model)), finetune.curves(trainer), trainer
+
+    weights, curves, _ = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", [finetune.StopAfter(5)])
+    assert finetune.last_checkpoint(tmp_path / "stopped").endswith("checkpoint-4")
+    again, more, trainer = train(tmp_path / "stopped")
+    assert again == weights and more == curves
+    assert [step for step, _ in more["train"]] == [1, 2, 3, 4, 5, 6]
+    finetune.finish(trainer)
+    assert not (tmp_path / "stopped").exists()
+
+
+# ---- the shipped runs ----------------------------------------------------------------------------------------------
+
+
+def last(name, what="new"):
+    return [seed[what][-1] for seed in REFERENCE["runs"][name]["seeds"].values()]
+
+
+def test_the_runs_were_made_with_the_settings_of_the_program():
+    assert REFERENCE["settings"] == {
+        "steps": program.STEPS,
+        "batch": program.BATCH,
+        "evaluations": program.EVALUATIONS,
+        "seeds": list(program.SEEDS),
+    }
+    assert REFERENCE["runs"].keys() == program.RUNS.keys() and REFERENCE["made"]["command"] == "make finetune"
+    for run in REFERENCE["runs"].values():
+        assert run["seeds"].keys() == set(map(str, program.SEEDS))
+        assert all(seed["steps"][-1] == program.STEPS and seed["new"][0] == 0 for seed in run["seeds"].values())
+
+
+def test_with_less_than_three_percent_every_seed_goes_from_below_ten_to_above_eighty_percent():
+    for name in ("in_proj + x_proj", "transformer"):
+        assert REFERENCE["runs"][name]["share"] < 0.03
+        assert max(seed["new"][0] for seed in REFERENCE["runs"][name]["seeds"].values()) < 0.1
+        assert min(last(name)) > 0.8
+
+
+def test_what_the_lab_says_of_the_runs():
+    at = REFERENCE["runs"]["full"]["seeds"]["0"]["steps"].index(75)
+    early = {name: [seed["new"][at] for seed in run["seeds"].values()] for name, run in REFERENCE["runs"].items()}
+    mean = {name: sum(shares) / len(shares) for name, shares in early.items()}
+    assert mean["in_proj + x_proj"] > max(mean["in_proj"], mean["x_proj"]), "both together are ahead early"
+    assert max(last("x_proj")) < min(last("in_proj") + last("in_proj + x_proj")), "x_proj alone ends lowest"
+    assert min(early["rank 8"] + early["full"]) >= max(early["in_proj + x_proj"]) - 0.01, "quicker"
+    assert min(last("transformer")) < min(last("in_proj + x_proj")) < max(last("transformer"))
+    assert min(last("prompt learned too")) > min(last("in_proj + x_proj")) - 0.1, "costs little here"
+
+
+def test_all_ways_forget_and_replay_brings_it_back():
+    for name in program.RUNS:
+        if name.startswith("replay 50"):
+            assert min(last(name, "old")) > 0.95 and min(last(name)) > 0.95
+        else:
+            assert max(last(name, "old")) < 0.4, name
+    assert max(last("in_proj + x_proj", "old")) < min(last("replay 10 %", "old"))

@@ -1,0 +1,142 @@
+"""What lab 2.4.6 claims, asserted on the run that `make run` gave."""
+
+import re
+
+import pytest
+from conftest import numbers
+
+from shared import finetune, models, notebooks
+from shared.sizes import published_config
+
+LAB = "2.4.6"
+pytestmark = pytest.mark.usefixtures("made")
+
+
+def row(text: str, name: str) -> list[float]:
+    """The numbers of the line of a table that begins with this name."""
+    return numbers(next(line for line in text.splitlines() if line.startswith(name)).removeprefix(name))
+
+
+def test_dt_proj_is_dead_and_the_others_live(said):
+    for line in said["first-figure-numbers"].splitlines():
+        alive, matrices = numbers(line.split(":")[1])
+        assert matrices == 2 * published_layers() and alive == (0 if line.startswith("dt_proj") else matrices)
+
+
+def published_layers() -> int:
+    return finetune.base("mamba")[0].config.num_hidden_layers
+
+
+def test_what_peft_refuses_is_refused_in_one_sentence_each(said):
+    lines = said["refused"].splitlines()
+    assert len(lines) == 4
+    assert all("incompatible with Mamba" in line for line in lines[:3]) and "not found" in lines[3]
+
+
+def test_the_fused_path_gives_the_same_loss_and_kills_x_proj(said):
+    same, apart, fused = said["fused-probe"].splitlines()
+    assert same.endswith("True")
+    assert apart.endswith("['dt_proj']") and fused.endswith("['dt_proj', 'x_proj']")
+
+
+def test_less_than_three_percent_train_at_tiny_and_less_than_one_percent_of_the_real_model(said):
+    assert 0 < numbers(said["choose-rank"].splitlines()[1])[-1] < 3
+    line = next(line for line in said["ranks"].splitlines() if line.startswith("mamba-1.4b"))
+    rank, trained, share = re.search(r"below 1%: rank (\d+), ([\d,]+) \(([\d.]+)%\)", line).groups()
+    config = published_config("mamba-1.4b")
+    per_layer = (config.hidden_size + 2 * config.intermediate_size) + (
+        config.intermediate_size + config.time_step_rank + 2 * config.state_size
+    )
+    counted = int(rank) * per_layer * config.num_hidden_layers
+    assert int(trained.replace(",", "")) == counted
+    total = models.size("mamba-1.4b").total
+    assert counted < 0.01 * (total + counted) <= counted + per_layer * config.num_hidden_layers
+    assert float(share) == pytest.approx(100 * counted / (total + counted), abs=0.006)
+
+
+def test_nothing_that_is_asked_was_trained_on(said):
+    assert numbers(said["examples"].splitlines()[-1]) == [0]
+
+
+def test_the_prompt_is_masked_and_the_end_is_learned(said):
+    lines = said["encoded"].splitlines()
+    assert "label -100" in lines[1] and "Response" in lines[1]
+    assert "<eos>" in lines[4] and "-100" not in lines[4]
+    assert lines[-1].endswith("True")
+
+
+def test_every_adapter_gets_a_gradient_and_the_base_keeps_every_bit(said):
+    dead, base, *_ = said["after"].splitlines()
+    assert numbers(dead) == [0] and base.endswith("True")
+
+
+def test_exact_match_goes_from_below_ten_to_above_eighty_percent_on_both(said):
+    before, after = re.search(r"(\d+)% before, (\d+)% after", said["after"]).groups()
+    assert int(before) < 10 and int(after) > 80
+    for name in ("mamba", "transformer"):
+        _, before, after, _ = row(said["after-twin"], name)
+        assert before < 0.1 and after > 0.8, name
+
+
+def test_the_twin_trains_as_many_parameters(said):
+    mamba, twin = (row(said["after-twin"], name)[0] for name in ("mamba", "transformer"))
+    assert twin == pytest.approx(mamba, rel=0.05)
+
+
+def test_the_losses_fall_together(said):
+    found = dict(re.findall(r"'(\w+)': ([\d.]+)", said["results"]))
+    assert float(found["train_loss"]) < 0.3 and float(found["heldout_loss"]) < 0.4
+
+
+def test_measured_memory_is_the_formula_and_activations_that_lora_does_not_save(said):
+    table = {}
+    for line in said["memory-measure"].splitlines()[1:]:
+        name, way, *values = re.match(r" *(\w+) +(full|LoRA, checkpointing|LoRA) +(\S+) +(\S+) +(\S+)", line).groups()
+        table[name, way] = [float(value) for value in values]
+    assert len(table) == 6
+    for name in ("mamba", "transformer"):
+        (full, full_peak, full_rest), (lora, lora_peak, lora_rest) = table[name, "full"], table[name, "LoRA"]
+        _, least, checkpointed = table[name, "LoRA, checkpointing"]
+        assert lora < 0.3 * full and full_peak > lora_peak > least > lora
+        assert 0.6 * full_rest < lora_rest < 1.5 * full_rest, "LoRA keeps the activations"
+        assert checkpointed < 0.8 * lora_rest
+    assert table["mamba", "LoRA"][2] > table["transformer", "LoRA"][2]
+
+
+def test_the_formula_for_the_real_models(said):
+    full, lora = (float(n) for n in re.findall(r"([\d.]+) GB", said["real-sizes"].splitlines()[0]))
+    total = models.size("mamba-1.4b").total
+    assert full == pytest.approx(16 * total / 1e9, abs=0.1) and 2 * total / 1e9 < lora < 0.15 * full
+
+
+def test_a_saved_adapter_comes_back_to_the_bit_and_merges(said):
+    assert said["reload"].count("True") == 2 and "False" not in said["reload"]
+    assert said["merge"].count("True") == 2 and "adapters left: 0" in said["merge"]
+
+
+def test_merging_an_adapter_of_the_tied_embeddings_goes_wrong(said):
+    assert numbers(said["trap"])[0] > 0.5
+
+
+def test_a_stopped_training_that_goes_on_is_the_one_in_one_piece(said):
+    equal, log = said["interrupted-equal"].splitlines()
+    assert equal.endswith("True") and log.endswith("True")
+    assert "stopped after step" in said["interrupted"]
+
+
+def test_the_old_skills_are_forgotten_and_replay_brings_them_back(said):
+    text = said["forgetting"]
+    base, tuned, replay = (row(text, name)[2:] for name in ("base", "fine-tuned", "with replay"))
+    assert base[0] < 0.1 and min(base[1:]) > 0.95
+    assert tuned[0] > 0.8 and sum(tuned[1:]) / 3 < 0.3
+    assert replay[0] > 0.8 and min(replay[1:]) > 0.8
+    assert text.strip().endswith("True")
+
+
+def test_the_download_that_the_header_names_is_that_of_the_published_files():
+    header = next(cell.source for cell in notebooks.read(LAB).cells if cell.id == "needs")
+    published = sum(
+        models.size(name).total * {"float32": 4, "float16": 2}[str(published_config(name).dtype).split(".")[-1]]
+        for name in ("mamba-1.4b", "pythia-1.4b")
+    )
+    assert f"{published / 1e9:.2f} GB of models" in header
