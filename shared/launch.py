@@ -1,0 +1,124 @@
+"""Run a solved lab's training in several processes, on one machine or on several: `make run LAB=2.4.6 NODES=2`.
+
+The lab becomes a plain Python file, build/launch/lab_2_4_6.py, that torchrun (called here) or `accelerate launch`
+starts once per process. Trainer sees the others and shares each batch among them; process 0 prints and writes. The
+file ends where the results are written: what the lab looks at afterwards needs one machine.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from shared import notebooks
+from shared.notebooks import BUILD, LABS
+
+FOLDER = BUILD / "launch"
+LAST = {"2.4.6": "results"}  # lab -> the cell at which the file ends
+PORT = 29500
+
+
+def export(lab: str, scale: str = "tiny") -> Path:
+    """Write the solved lab as a Python file, up to its results, and return its path.
+
+    Raises: ValueError in one sentence where the lab or the scale is unknown, or the lab does not train.
+    """
+    notebooks._check_scale(scale)
+    notebook = notebooks.solve(lab)
+    if lab not in LAST:
+        raise ValueError(f"NODES is for a lab that trains in several processes: {', '.join(LAST)}, not {lab}.")
+    parts = ["from shared import launch\n\nlaunch.worker()"]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            parts.append(f"# %% {cell.id}\n{cell.source}")
+        if "parameters" in cell.metadata.get("tags", []):
+            parts.append(f"SCALE = {scale!r}")
+        if cell.id == LAST[lab]:
+            break
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / notebooks.solutions_path(lab).name
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def worker() -> None:
+    """What a process does first: stand where a notebook stands, take its own GPU, leave the talking to process 0."""
+    import torch
+
+    os.chdir(LABS)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if rank := int(os.environ.get("RANK", 0)):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lives
+    if "COURSE_LAUNCH" in os.environ:
+        sys.excepthook = lambda *error: _log(rank).write_text("".join(traceback.format_exception(*error)))
+
+
+def _log(rank: int) -> Path:
+    """Where a process leaves its traceback: when one is lost, the others raise too, and nobody can read that."""
+    return FOLDER / f"process-{rank}.log"
+
+
+def launch(lab: str, scale: str, nodes: int, head: str = "") -> None:
+    """Train in `nodes` processes, on this machine or, with the name of the first machine in `head`, one on each.
+
+    Raises: RuntimeError in one sentence when a process ends early; the others are then stopped.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    where = ["--standalone", f"--nproc-per-node={nodes}"]
+    if head:
+        where = [f"--nnodes={nodes}", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-id={lab}"]
+        where.append(f"--rdzv-endpoint={head}:{PORT}")
+    script = export(lab, scale)
+    for old in FOLDER.glob("process-*.log"):
+        old.unlink()
+    os.environ["COURSE_LAUNCH"] = "1"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its report of a failure is a page long
+    try:
+        run(parse_args([*where, "--max-restarts=0", str(script)]))
+    except ChildFailedError as failed:
+        raise RuntimeError(_sentence(failed.failures, nodes)) from None
+
+
+def _sentence(failures: dict, nodes: int) -> str:
+    """Which process ended the run, and what to do.
+
+    Who was killed comes first: who raised has often only lost the other. SIGTERM is what those get that are stopped.
+    """
+    order = lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].exitcode >= 0, item[0])  # noqa: E731
+    rank, failure = min(failures.items(), key=order)
+    if failure.exitcode < 0:
+        what = f"was killed ({signal.Signals(-failure.exitcode).name})"
+    else:
+        text = _log(rank).read_text().strip() if _log(rank).exists() else ""
+        what = f"stopped: {text.splitlines()[-1]}" if text else f"ended with exit code {failure.exitcode}"
+    return (
+        f"Process {rank} of {nodes} {what}, and the others were stopped. Run the same command again: the training goes "
+        f"on from its last checkpoint. (Tracebacks are in {FOLDER}.)"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train a lab in several processes."""
+    parser = argparse.ArgumentParser(prog="python -m shared.launch", description=main.__doc__)
+    parser.add_argument("--lab", required=True, help="such as 2.4.6")
+    parser.add_argument("--scale", default="tiny", help="tiny or full")
+    parser.add_argument("--nodes", type=int, required=True, help="processes, or machines where --head is given")
+    parser.add_argument("--head", default="", help="name or address of the first machine; call this on each of them")
+    options = parser.parse_args(arguments)
+    try:
+        launch(options.lab, options.scale, options.nodes, options.head)
+    except (ValueError, RuntimeError) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    print(f"{options.nodes} processes have trained; their results are in {BUILD / 'results'}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
