@@ -13,6 +13,8 @@ MODELS = tiny/mamba tiny/transformer
 TEXT = heldout
 WINDOW = 256
 PROCESSES = 1
+NODES =
+HEAD =
 
 VENV_PYTHON = .venv/bin/python
 # Small tensors on few cores: one thread is many times faster there. What you set yourself is respected.
@@ -28,7 +30,7 @@ MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
 .PHONY: help setup setup-test setup-bench lab doctor kernels kernels-remove run solutions fetch cache tables \
-	test bench tiny curves update clean evaluate
+	test bench tiny curves update clean evaluate finetune
 
 help:
 	@echo "Commands:"
@@ -46,8 +48,8 @@ setup-bench:
 lab: setup ## open the labs in JupyterLab (PORT=8888, BROWSER=no when you work over ssh, LAB=2.4.1 to open that one)
 	@$(VENV_PYTHON) scripts/lab.py "$(NOTEBOOK_DIR)" --port "$(PORT)" --browser "$(BROWSER)" --lab "$(LAB)"
 
-run: setup ## execute the solved labs and print a table (SCALE=tiny or full, LAB=2.4.1 for one of them)
-	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) -m shared.notebooks run --scale "$(SCALE)" $(if $(LAB),--lab "$(LAB)")
+run: setup ## execute the solved labs and print a table (SCALE=tiny or full, LAB=2.4.1 for one of them; NODES=2 for two machines)
+	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) -m $(if $(NODES),shared.launch --nodes "$(NODES)" --head "$(HEAD)",shared.notebooks run) --scale "$(SCALE)" $(if $(LAB),--lab "$(LAB)")
 
 solutions: setup ## render the solved labs to build/html/index.html
 	@$(ONE_THREAD) $(VENV_PYTHON) -m shared.notebooks render
@@ -84,6 +86,9 @@ tiny: setup ## rebuild the tiny text, tokenizer and models in data/tiny
 
 curves: setup ## train what lab 2.4.2 compares its short runs with: data/reference/curves.json, data/tiny/recall
 	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/curves.py
+
+finetune: setup ## make what lab 2.4.6 starts from: data/tiny/instruct, data/reference/finetune.json
+	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/finetune.py
 
 tables: setup ## write the computed tables of data/README.md
 	@$(VENV_PYTHON) scripts/tables.py
