@@ -66,20 +66,8 @@ def examples(scale: str) -> tuple[list[dict], list[dict], list[dict], list[dict]
     return tuple(instructions(split, skills) for skills in (NEW, OLD) for split in SPLITS)
 
 
-def by_skill(examples: Sequence[Mapping[str, str]]) -> dict[str, list]:
-    """The examples of each skill, the skills in the order in which they come."""
-    found = {}
-    for example in examples:
-        found.setdefault(example.get("skill", "instructions"), []).append(example)
-    return found
-
-
 def base(name: str, weights: str = "trained"):
-    """(model, tokenizer): a shipped base, "mamba" or "transformer", in float32 on the CPU or the GPU; or a model of the
-    course by its name, in bfloat16.
-
-    Raises: BadInput, and what `models.load` raises.
-    """
+    """(model, tokenizer): a shipped base in float32, or one of the course in bfloat16. Raises what `models.load` does."""
     if name not in BASES:
         return models.load(name, weights=weights)
     device = memory.pick_device()
@@ -197,6 +185,7 @@ def arguments(folder: Path, steps: int, batch: int, lr: float, save_steps: int =
         save_strategy="steps" if save_steps else "no",
         save_steps=save_steps or 500,
         save_total_limit=2,
+        save_on_each_node=os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"),
         report_to="none",
         use_cpu=memory.pick_device().type == "cpu",
         dataloader_pin_memory=False,
@@ -231,14 +220,21 @@ def checkpoints(name: str, settings: object) -> Path:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint in the folder. Its state is written last: without one it was cut off."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+    """The newest whole checkpoint in the folder that all processes have, each on its own machine's disk.
+
+    A checkpoint's state is written last: without one it was cut off.
+    """
+    whole = {path.parent.name for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size}
+    if torch.distributed.is_initialized():
+        everywhere = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everywhere, whole)
+        whole = set.intersection(*everywhere)
+    return str(folder / max(whole, key=lambda name: int(name.split("-")[1]))) if whole else None
 
 
 def finish(trainer: Trainer) -> None:
     """Delete the checkpoints of a training that has ended: the next one begins anew."""
-    if trainer.is_world_process_zero():
+    if trainer.is_local_process_zero():
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
 
 
