@@ -67,7 +67,7 @@ def examples(scale: str) -> tuple[list[dict], list[dict], list[dict], list[dict]
 
 
 def base(name: str, weights: str = "trained"):
-    """(model, tokenizer): a shipped base in float32, or one of the course in bfloat16; raises what `models.load` does."""
+    """(model, tokenizer): a shipped base in float32, or one of the course in bfloat16. Raises as `models.load`."""
     if name not in BASES:
         return models.load(name, weights=weights)
     device = memory.pick_device()

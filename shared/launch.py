@@ -67,7 +67,10 @@ def launch(lab: str, scale: str, nodes: int, head: str = "") -> None:
 
     Raises: RuntimeError in one sentence when a process ends early; the others are then stopped.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings about a lost process are a page long too
+    import torch.distributed
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import parse_args, run
 
     where = ["--standalone", f"--nproc-per-node={nodes}"]
@@ -83,6 +86,11 @@ def launch(lab: str, scale: str, nodes: int, head: str = "") -> None:
         run(parse_args([*where, "--max-restarts=0", str(script)]))
     except ChildFailedError as failed:
         raise RuntimeError(_sentence(failed.failures, nodes)) from None
+    except (RendezvousError, torch.distributed.DistError) as lost:
+        raise RuntimeError(
+            f"The connection to the other machines was lost ({type(lost).__name__}): start the same command on each "
+            f"of them, with HEAD={head or 'the first one'}. A training goes on from its last checkpoint."
+        ) from None
 
 
 def _sentence(failures: dict, nodes: int) -> str:
