@@ -105,6 +105,8 @@ def _sentence(failures: dict, nodes: int) -> str:
     else:
         text = _log(rank).read_text().strip() if _log(rank).exists() else ""
         what = f"stopped: {text.splitlines()[-1]}" if text else f"ended with exit code {failure.exitcode}"
+        if "gloo" in text or "NCCL" in text:
+            what = "lost its connection to a process on another machine"
     return (
         f"Process {rank} of {nodes} {what}, and the others were stopped. Run the same command again: the training goes "
         f"on from its last checkpoint. (Tracebacks are in {FOLDER}.)"
