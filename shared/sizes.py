@@ -78,7 +78,7 @@ def _size(name: str, dtype: torch.dtype, bits: int) -> ModelSize:
         weight_bytes=total * dtype.itemsize - saved,
         kv_bytes_per_token=kv * dtype.itemsize,
         state_bytes=recurrent * torch.float32.itemsize + conv * dtype.itemsize,
-        largest_bytes=max(shape.numel() for shape in shapes.values()) * dtype.itemsize,
+        largest_bytes=max(shape.numel() for shape in shaped.values()) * dtype.itemsize,
     )
 
 
