@@ -52,23 +52,11 @@ class Document:
 class Perplexity:
     """Sums over all documents, and each document for what resamples them. nll in nats."""
 
+    nll: float
+    tokens: int
+    words: int
+    bytes: int
     documents: tuple[Document, ...]
-
-    @property
-    def nll(self) -> float:
-        return math.fsum(document.nll for document in self.documents)
-
-    @property
-    def tokens(self) -> int:
-        return sum(document.tokens for document in self.documents)
-
-    @property
-    def words(self) -> int:
-        return sum(document.words for document in self.documents)
-
-    @property
-    def bytes(self) -> int:
-        return sum(document.bytes for document in self.documents)
 
     @property
     def token_perplexity(self) -> float:
@@ -113,9 +101,11 @@ def perplexity(
         every = [None] * shares
         torch.distributed.all_gather_object(every, found)
         found = {number: document for part in every for number, document in part.items()}
-    if not any(document.tokens for document in found.values()):
+    documents = tuple(found[number] for number in sorted(found))
+    tokens, words, size = (sum(getattr(d, name) for d in documents) for name in ("tokens", "words", "bytes"))
+    if not tokens:
         raise BadInput("There is no text to score: every document is empty.")
-    return Perplexity(tuple(found[number] for number in sorted(found)))
+    return Perplexity(math.fsum(d.nll for d in documents), tokens, words, size, documents)
 
 
 def token_nll(
