@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from shared import data, memory, models, sizes
-from shared.errors import BadInput
+from shared.errors import BadInput, Missing
 from shared.notebooks import BUILD
 
 INSTRUCT = data.DATA / "tiny" / "instruct"
@@ -69,7 +69,10 @@ def examples(scale: str) -> tuple[list[dict], list[dict], list[dict], list[dict]
 def base(name: str, weights: str = "trained"):
     """(model, tokenizer): a shipped base in float32, or one of the course in bfloat16. Raises as `models.load`."""
     if name not in BASES:
-        return models.load(name, weights=weights)
+        model, tokenizer = models.load(name, weights=weights)
+        if tokenizer is None:
+            raise Missing(f"{name}'s tokenizer is not in the cache: `make fetch NAME={name}` gets it with its weights.")
+        return model, tokenizer
     device = memory.pick_device()
     tokenizer = AutoTokenizer.from_pretrained(INSTRUCT / "tokenizer")
     if weights == "random":
