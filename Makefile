@@ -30,7 +30,7 @@ MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
 .PHONY: help setup setup-test setup-bench lab doctor kernels kernels-remove run solutions fetch cache tables \
-	test bench tiny curves update clean evaluate finetune
+	test bench tiny curves update clean evaluate finetune balance
 
 help:
 	@echo "Commands:"
@@ -89,6 +89,9 @@ curves: setup ## train what lab 2.4.2 compares its short runs with: data/referen
 
 finetune: setup ## make what lab 2.4.6 starts from: data/tiny/instruct, data/reference/finetune.json
 	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/finetune.py
+
+balance: setup ## train what lab 2.4.4 compares its short runs with: data/reference/balance.json
+	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/balance.py
 
 tables: setup ## write the computed tables of data/README.md
 	@$(VENV_PYTHON) scripts/tables.py
