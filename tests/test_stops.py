@@ -74,6 +74,7 @@ def test_an_unknown_parameter_value_stops_the_lab_with_one_sentence(lab, paramet
         ("2.4.1", "mamba-2.8b", "11.1 GB", 2),
         ("2.4.2", "mamba-130m", "517 MB", 0),  # float32, as published
         ("2.4.3", "olmoe-1b-7b", "13.8 GB", 1),
+        ("2.4.4", "olmoe-1b-7b", "13.8 GB", 0),
         ("2.4.5", "mamba-2.8b", "11.1 GB", 0),
         ("2.4.6", "mamba-1.4b", "5.49 GB", 0),
     ],
