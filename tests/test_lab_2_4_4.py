@@ -1,0 +1,211 @@
+"""What lab 2.4.4 claims, asserted on the run that `make run` gave, and its formulas against independent sources."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import numbers
+from sklearn.preprocessing import OneHotEncoder
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from shared import models, notebooks
+
+LAB = "2.4.4"
+ANSWERS = notebooks.solution(LAB)
+RUN = pytest.mark.usefixtures("made")
+
+
+def rows_of(text: str) -> dict[str, list[float]]:
+    """A printed table: the words before the numbers of each line -> the numbers."""
+    lines = [re.match(r"\s*(.*?)\s+(-?\d+\.\d.*)$", line) for line in text.splitlines()]
+    return {found[1]: numbers(found[2]) for found in lines if found}
+
+
+# ---- formulas ------------------------------------------------------------------------------------------------------
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_four_numbers_agree_with_scipy():
+    counts = torch.tensor([310, 45, 0, 120, 7, 95, 1, 222])
+    violation, variation, entropy, dead = ANSWERS.imbalance(counts)
+    assert violation == pytest.approx(310 / 100 - 1)
+    assert variation == pytest.approx(scipy.stats.variation(counts.numpy()))
+    assert entropy == pytest.approx(scipy.stats.entropy(counts.numpy(), base=8))
+    assert dead == 2  # 0 and 1; 7 is above 5 % of 100
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_the_loss_of_one_layer_is_that_of_transformers(k):
+    logits, real = normal(60, 8), torch.rand(60, generator=torch.Generator().manual_seed(1)) > 0.3
+    yours, theirs = ANSWERS.balancing_loss([logits], k), load_balancing_loss_func((logits,), 8, k)
+    assert yours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    masked = load_balancing_loss_func((logits,), 8, k, attention_mask=real.long()[None])
+    assert ANSWERS.balancing_loss([logits], k, real).item() == pytest.approx(masked.item(), rel=1e-5)
+
+
+def test_the_loss_and_its_gradient_are_those_of_the_formula():
+    logits = normal(40, 4).requires_grad_()
+    (slope,) = torch.autograd.grad(ANSWERS.balancing_loss([logits], 1), logits)
+    p = logits.detach().softmax(-1)
+    f = torch.tensor(OneHotEncoder(categories=[range(4)]).fit_transform(p.argmax(1)[:, None]).toarray().mean(0))
+    expected = 4 / 40 * p * (f - (f * p).sum(1, keepdim=True))
+    torch.testing.assert_close(slope, expected.float())
+
+
+def test_three_tokens_by_hand():
+    """Probabilities (3/4, 1/4), (3/4, 1/4), (1/4, 3/4): f = (2/3, 1/3), P = (7/12, 5/12), 2 f P = 19/18."""
+    logits = torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0], [0.0, math.log(3)]])
+    assert ANSWERS.balancing_loss([logits], 1).item() == pytest.approx(19 / 18)
+
+
+def test_capacity_by_hand():
+    experts = torch.tensor([[0, 1], [0, 1], [0, 2], [1, 0]])  # capacity 1 * 4 * 2 / 4 = 2
+    expected = [[True, True], [True, False], [False, True], [True, False]]
+    assert ANSWERS.within_capacity(experts, 4, 1.0).tolist() == expected
+
+
+def test_chance_is_binomial():
+    """The closed form of the lab is the coefficient of variation of scipy's binomial."""
+    for E, k, T in ((16, 2, 1000), (64, 8, 200)):
+        count = scipy.stats.binom(T, k / E)
+        assert math.sqrt((E - k) / (T * k)) == pytest.approx(count.std() / count.mean())
+
+
+def test_the_controller_moves_by_u_and_towards_balance():
+    bias = ANSWERS.bias_step(torch.zeros(3), torch.tensor([1, 5, 3]), 0.25)
+    assert bias.tolist() == [0.25, -0.25, 0.0]
+
+
+# ---- the run -------------------------------------------------------------------------------------------------------
+
+
+@RUN
+def test_one_model_is_even_and_the_other_has_dead_experts(said):
+    even, collapsed = (numbers(line.split("busiest")[1]) for line in said["first-figure-numbers"].splitlines())
+    assert even[0] < 1.5 and even[1] == 0
+    assert collapsed[0] > 4 and collapsed[1] > collapsed[2] / 4
+
+
+@RUN
+def test_the_load_of_the_collapsed_model_goes_with_the_length_of_the_rows(said):
+    together = [values[-1] for values in rows_of(said["weight-table"].split("collapsed")[1]).values()]
+    assert len(together) == 4 and min(together) > 0.6
+    *_, used, unused = (numbers(line)[-1] for line in said["unused-rows"].splitlines())
+    assert unused > used + 0.4
+
+
+@RUN
+def test_each_family_is_one_kind_of_router(said):
+    lines = [line.split() for line in said["families-match"].splitlines()[1:]]
+    assert {name: found.index("True") for name, *found in lines} == {
+        "OLMoE": 0,
+        "Mixtral": 1,
+        "gpt-oss": 1,
+        "DeepSeek-V3": 2,
+    }
+    assert all(found.count("True") == 1 for _, *found in lines)
+    assert numbers(said["bias-changes-the-choice"])[-1] < 80
+
+
+@RUN
+def test_chance_follows_the_formula(said):
+    for _, _, drawn, formula in map(numbers, said["chance-level"].splitlines()):
+        assert drawn == pytest.approx(formula, rel=0.1)
+
+
+@RUN
+def test_the_balanced_model_is_above_chance_and_code_alone_is_uneven(said):
+    found = [numbers(line)[-4:] for line in said["balance-table"].splitlines()[1:]]
+    short, long, short_collapsed, long_collapsed = (found[i : i + 5] for i in (0, 5, 10, 15))
+    for part in (short, long, short_collapsed, long_collapsed):
+        *layers, chance = part
+        assert min(layer[0] for layer in layers) > chance[0]
+    assert max(layer[0] for layer in short[:4]) > 1.5 > 0.5 > max(layer[0] for layer in long[:4])
+    assert min(layer[3] for layer in long_collapsed[:4]) >= 2
+
+
+@RUN
+def test_the_loss_has_the_values_that_the_text_names(said):
+    even, full, same = said["loss-range"].splitlines()
+    assert numbers(even)[0] == 2 and numbers(full)[-1] == 16 and same.endswith("True")
+    per_layer, pooled = re.findall(r": ([\d.]+)", said["pooled-caught"].splitlines()[1])
+    assert float(per_layer) == pytest.approx(4, abs=0.01) and float(pooled) == pytest.approx(2, abs=0.01)
+    assert numbers(said["below-the-minimum"])[-1] == 0.92
+    counted, squared = (numbers(line)[-1] for line in said["what-has-the-gradient"].splitlines())
+    assert counted > 0.5 and squared < 0.001
+    (_, z, loss), (_, shifted, same) = map(numbers, said["z-loss-numbers"].splitlines())
+    assert shifted > 10 * z and same == loss
+
+
+@RUN
+def test_a_balanced_layer_needs_a_quarter_of_room_and_a_collapsed_one_more_than_four(said):
+    rows = rows_of(said["dropped"])
+    balanced, collapsed = (next(v for name, v in rows.items() if kind in name) for kind in ("balanced", "collapsed"))
+    balanced, collapsed = balanced[-8:], collapsed[-8:]  # factors 0.5 to 4
+    assert balanced[3] < 0.02 and balanced[4] == 0
+    assert 0.6 < collapsed[2] < 0.75 and 0.05 < collapsed[7] < 0.15 and collapsed[4] > 0.5
+
+
+@RUN
+def test_the_controller_has_a_range_that_works(said):
+    lines = said["controller-sweep"].splitlines()
+    last = {numbers(line)[0]: numbers(line)[-1] for line in lines[:-1]}
+    chance = numbers(lines[-1])[0]
+    assert "never" in lines[0] and "never" in lines[4]
+    assert last[0.0001] > 1 and last[0.1] > 0.5 and max(last[0.001], last[0.003]) < 1.5 * chance
+
+
+@RUN
+def test_from_the_same_start_only_the_unbalanced_run_collapses(said):
+    found, starts = {}, []
+    for way, start, rest in re.findall(r"(\w+): first step, MaxVio of layer 1 ([\d.]+)\n(.+)", said["signature-runs"]):
+        starts.append(float(start))
+        _, loss, *_, second, _, dead = numbers(rest)
+        found[way] = {"loss": loss, "violation": second, "dead": dead}
+    assert len(set(starts)) == 1 and starts[0] < 1.5
+    assert found["none"]["violation"] > 3 and found["none"]["dead"] >= 3
+    for way in ("layer", "bias"):
+        assert found[way]["violation"] < 1 and found[way]["dead"] == 0
+        assert abs(found[way]["loss"] - found["none"]["loss"]) < 0.05  # one loss, three loads
+
+
+@RUN
+def test_the_table_shows_the_longer_runs_with_their_origin(said):
+    rows = rows_of(said["longer-table"])
+    for way in ("none", "pooled", "layer", "sequence", "bias", "frozen", "top-1"):
+        assert way in " ".join(rows), way
+    assert rows["sequence"][5] < rows["layer"][5] / 2 and "torch" in said["longer-table"]
+
+
+@RUN
+def test_the_hook_hands_over_what_the_model_decides_itself(said):
+    assert said["own-router"].strip().endswith("True")
+
+
+@RUN
+def test_quality_is_best_near_the_k_of_training(said):
+    by_k = {int(n[0]): n[1:3] for n in map(numbers, said["top-k-sweep"].splitlines())}
+    size = models.size("tiny/olmoe")
+    assert by_k[2][0] == size.active and by_k[16][0] == size.total
+    best = min(by_k, key=lambda k: by_k[k][1])
+    assert best in (2, 3) and by_k[1][1] > by_k[2][1] + 0.03 and by_k[16][1] > by_k[2][1] + 0.05
+
+
+@RUN
+def test_small_jitter_costs_nothing_and_random_experts_cost_a_lot(said):
+    noise = [numbers(line) for line in said["jitter-sweep"].splitlines()]
+    clean, at = noise[0][1], {n[0]: n[1] for n in noise[:-1]}
+    assert at[0.3] < clean * 1.02 < at[1.0] and noise[-1][0] > 2 * clean
+
+
+@RUN
+def test_no_number_is_missing(said):
+    for cell, text in said.items():
+        assert not re.search(r"\bnan\b|\binf\b", text), cell
+    assert np.isfinite(numbers(said["longer-table"])).all()
