@@ -187,7 +187,6 @@ def arguments(folder: Path, steps: int, batch: int, lr: float, save_steps: int =
         eval_steps=max(10, steps // 10),
         save_strategy="steps" if save_steps else "no",
         save_steps=save_steps or 500,
-        save_total_limit=2,
         save_on_each_node=os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"),
         report_to="none",
         use_cpu=memory.pick_device().type == "cpu",
