@@ -123,7 +123,9 @@ class Tracker:
     def mark(self, phase: str) -> None:
         """Call what follows `phase`, until the next mark."""
         with _lock:
-            self._sample(settle_peak=True)
+            self._sample()
+            self._meter.settle()  # or what this phase freed and the heap kept would count for the next one
+            _settle_peak(self._meter)
             self._phase = phase
             self._sample()
 

@@ -51,11 +51,11 @@ def test_the_phases_of_the_timeline_are_visible(said):
     rows = {line.split()[0]: numbers(line) for line in said["timeline-figure"].splitlines() if line.split()}
     weights = models.size("mamba-130m").total * 4 / 1e6
     for column in (0, 1):
-        # The output matrix exists before it is tied to the input table, and until Python collects it.
+        # The output matrix exists for a moment before it is tied to the input table.
         assert weights < rows["load"][column] < 1.5 * weights
-        assert weights < rows["decode"][column] < 1.5 * weights
+        assert weights < rows["decode"][column] < 1.25 * weights
     library, course = rows["prefill"]
-    assert library > weights + 150  # the states of a whole prompt, freed after each layer
+    assert library > rows["decode"][0] + 50  # the states of a whole prompt, freed after each layer
     assert course < library
 
 
@@ -97,7 +97,7 @@ def growth(swept: pd.DataFrame, architecture: str, column: str) -> float:
 
 def test_decoding_slows_down_with_context_for_the_transformer_and_not_for_mamba(swept):
     mamba, transformer = (growth(swept, a, "decode_seconds") for a in ("mamba", "transformer"))
-    assert transformer > 1.2 and transformer > 1.2 * mamba  # on a quiet machine 2; half of this one may be busy
+    assert transformer > 1.7 and transformer > 1.5 * mamba
 
 
 def test_prefill_is_never_free(swept):

@@ -1,10 +1,7 @@
 """What is free, what code takes and what a cache holds. The CPU is real; GPUs are played by their answers."""
 
-import ast
 import gc
 import random
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -220,7 +217,7 @@ def test_tracking_costs_a_forward_next_to_nothing(monkeypatch):
     with_it, without = (min(part) for part in zip(*pairs, strict=True))
     share = sum(sampling) / sum(taken for taken, _ in pairs)
     print(f"sampling takes {share:.2%} of the processor time; the fastest forwards: {with_it / without - 1:+.2%}")
-    assert share < 0.1 and with_it < 1.5 * without
+    assert share < 0.03 and with_it < 1.1 * without
 
 
 def test_a_spike_between_two_samples_is_in_the_peak():
@@ -261,30 +258,36 @@ def test_memory_that_is_merely_promised_does_not_count():
     assert block.numel() == 256 * MB and m.peak_bytes < 10 * MB
 
 
-PHASES = """
-import time, torch
-from shared import memory
-MB = 1_000_000
-with memory.track("cpu") as m:
-    m.mark("load")
-    weights = torch.ones(100 * MB, dtype=torch.uint8)
-    m.mark("prefill")
-    del (activations := [torch.ones(200 * MB, dtype=torch.uint8)])[:]
-    m.mark("decode")
-    time.sleep(0.03)
-print(m.phases())
-"""
-
-
 def test_phases_have_their_own_peaks_above_the_level_at_entry():
-    """In a process of its own: tests that ran before leave settings of the heap behind."""
-    done = subprocess.run([sys.executable, "-c", PHASES], capture_output=True, text=True, check=True)
-    phases = ast.literal_eval(done.stdout)
+    with memory.track("cpu") as m:
+        m.mark("load")
+        weights = torch.ones(100 * MB, dtype=torch.uint8)
+        m.mark("prefill")
+        del (activations := [torch.ones(200 * MB, dtype=torch.uint8)])[:]
+        m.mark("decode")
+        time.sleep(0.03)
+    assert not activations and weights.numel() == 100 * MB
+    phases = m.phases()
     assert list(phases) == ["start", "load", "prefill", "decode"]
     assert phases["start"] < 5 * MB
     assert phases["load"] == pytest.approx(100 * MB, rel=0.03)
     assert phases["prefill"] == pytest.approx(300 * MB, rel=0.03)
     assert phases["decode"] == pytest.approx(100 * MB, rel=0.03)
+    assert m.peak_bytes == phases["prefill"]
+
+
+def test_a_phase_does_not_pay_for_what_the_heap_kept_of_the_one_before():
+    """Pieces of one megabyte leave a hole between what stays; a tensor that fits is put there, and the hole is kept."""
+    pieces = [torch.ones(MB // 4, dtype=torch.uint8) for _ in range(1_000)]
+    pin = bytes(50_000)  # on top, so that freeing alone cannot shrink the heap
+    del pieces
+    with memory.track("cpu") as m:
+        m.mark("prefill")
+        del (activations := [torch.ones(MB // 4, dtype=torch.uint8) for _ in range(800)])[:]
+        m.mark("decode")
+    assert not activations and pin
+    phases = m.phases()
+    assert phases["prefill"] == pytest.approx(200 * MB, rel=0.05) and phases["decode"] < 10 * MB
 
 
 def test_the_timeline_shows_the_phases_in_order_and_ends_where_the_block_ends():
