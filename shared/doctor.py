@@ -5,7 +5,6 @@ thing in it.
 """
 
 import json
-import os
 import platform
 import re
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from shared import cache, hub, kernels, memory, models, notebooks, results
+from shared import cache, guard, hub, kernels, memory, models, notebooks, results
 from shared.catalogue import SOURCES
 from shared.memory import human
 
@@ -106,16 +105,6 @@ def compiled() -> dict:
 # ---- memory and disk --------------------------------------------------------------------------------------------
 
 
-def notebook_of(process: psutil.Process) -> str | None:
-    """The notebook of a Jupyter kernel (Jupyter's server tells the kernel which one), None for any other process."""
-    try:
-        if not any("ipykernel" in part for part in process.cmdline()):
-            return None
-        return Path(process.environ().get("JPY_SESSION_NAME", "without a name")).name
-    except (psutil.Error, OSError):
-        return None
-
-
 def program(process: psutil.Process) -> str:
     """The first words of a command, without folders: "python -m pytest"."""
     try:
@@ -126,16 +115,12 @@ def program(process: psutil.Process) -> str:
 
 def holders(least: float = 200e6, most: int = 5) -> list[dict]:
     """The processes that hold most memory, largest first, with the notebook of each that is a Jupyter kernel."""
-    on_gpu = {}
-    for line in asked("nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"):
-        if found := re.fullmatch(r"\s*(\d+),\s*(\d+)\s*", line):  # a Spark may answer [N/A]
-            on_gpu[int(found[1])] = int(found[2]) * 2**20
     rows = []
-    for process in psutil.process_iter(["memory_info"]):
-        resident = process.info["memory_info"].rss if process.info["memory_info"] else 0
-        if process.pid != os.getpid() and resident + on_gpu.get(process.pid, 0) >= least:
-            row = {"pid": process.pid, "name": program(process), "notebook": notebook_of(process)}
-            rows.append(row | {"resident_bytes": resident, "gpu_bytes": on_gpu.get(process.pid, 0)})
+    for process, resident, on_gpu in guard.processes():
+        if resident + on_gpu >= least:
+            path = guard.notebook(process)
+            row = {"pid": process.pid, "name": program(process), "notebook": path and Path(path).name}
+            rows.append(row | {"resident_bytes": resident, "gpu_bytes": on_gpu})
     return sorted(rows, key=lambda row: -row["resident_bytes"] - row["gpu_bytes"])[:most]
 
 
@@ -143,13 +128,11 @@ def memory_now() -> dict:
     """What is free, what the page cache could give back, swap, and who holds the rest. Bytes."""
     found = {"available": memory.available("cpu"), "device_available": memory.available(), "holders": holders()}
     if memory.MEMINFO.exists():
-        kb = dict(re.findall(r"^(\w+):\s+(\d+) kB", memory.MEMINFO.read_text(), re.MULTILINE))
-        size = {name: int(value) * 1024 for name, value in kb.items()}
-        files = size["Cached"] + size["Buffers"] + size["SReclaimable"] - size["Shmem"]  # Shmem is no file
-        swap = {"swap_total": size["SwapTotal"], "swap_free": size["SwapFree"]}
-        return found | {"total": size["MemTotal"], "page_cache": files, **swap}
+        files = sum(map(memory.host, ("Cached", "Buffers", "SReclaimable"))) - memory.host("Shmem")  # Shmem is no file
+        swap = {"swap_total": memory.host("SwapTotal"), "swap_free": memory.host("SwapFree")}
+        return found | {"total": memory.host("MemTotal"), "page_cache": files, **swap}
     swap = psutil.swap_memory()
-    return found | {"total": psutil.virtual_memory().total, "swap_total": swap.total, "swap_free": swap.free}
+    return found | {"total": memory.host("MemTotal"), "swap_total": swap.total, "swap_free": swap.free}
 
 
 def disk() -> dict:

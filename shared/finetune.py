@@ -77,8 +77,8 @@ def base(name: str, weights: str = "trained"):
     tokenizer = AutoTokenizer.from_pretrained(INSTRUCT / "tokenizer")
     if weights == "random":
         config = AutoConfig.from_pretrained(INSTRUCT / name)
-        return models._random(config, torch.float32, device).eval(), tokenizer
-    return models._trained(INSTRUCT / name, torch.float32, device).eval(), tokenizer
+        return models.from_config(config, torch.float32, device), tokenizer
+    return models.from_folder(INSTRUCT / name, torch.float32, device), tokenizer
 
 
 def on_meta(name: str) -> nn.Module:
@@ -100,7 +100,7 @@ def for_memory(architecture: str, scale: str, full: bool) -> nn.Module:
         config.intermediate_size, config.time_step_rank = 768, 24
     else:
         config.intermediate_size = 1536
-    return models._random(config, torch.float32, device)
+    return models.from_config(config, torch.float32, device)
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
@@ -155,8 +155,10 @@ def freed_at_once():
     """Inside, glibc gives freed tensors back at once, so that resident memory is what is in use, not what was."""
     threshold = getattr(ctypes.CDLL(None), "mallopt", lambda *arguments: None)
     threshold(-3, 2**16)  # M_MMAP_THRESHOLD: larger blocks get pages of their own
-    yield
-    threshold(-3, 2**25)  # the most that it chooses by itself
+    try:
+        yield
+    finally:
+        threshold(-3, 2**25)  # the most that it chooses by itself
 
 
 def quietly(work):

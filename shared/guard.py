@@ -14,9 +14,15 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from shared import memory, meters
 from shared.errors import NotEnoughMemory
+
+if TYPE_CHECKING:
+    import psutil
 
 SHARE, LEAST = 0.05, 4_000_000_000  # of the machine's memory, and bytes: what stays with everything else on it
 INTERVAL = 0.05  # seconds; a core fills less than half a GB in that time
@@ -107,19 +113,30 @@ def _stop(_, frame) -> None:
 def others() -> list[tuple[str, int, int]]:
     """Other notebooks' kernels on this machine: the notebook, process id and bytes (resident and on the GPU) of each.
 
-    The largest comes first. A kernel that was not started by a Jupyter server has no path and is called "a notebook".
+    The largest comes first.
     """
+    found = [(notebook(process), process.pid, resident + on_gpu) for process, resident, on_gpu in processes()]
+    return sorted((kernel for kernel in found if kernel[0]), key=lambda kernel: -kernel[2])
+
+
+def processes() -> Iterator[tuple["psutil.Process", int, int]]:
+    """Every other process that this user may look at, with its bytes: resident, and on the GPU."""
     import psutil
 
-    found, on_gpu = [], _gpu_bytes()
+    on_gpu = _gpu_bytes()
     for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and any("ipykernel" in word for word in process.cmdline()[:4]):
-                name = process.environ().get("JPY_SESSION_NAME") or "a notebook"
-                found.append((name, process.pid, process.memory_info().rss + on_gpu.get(process.pid, 0)))
-        except psutil.Error:  # it has ended, or is another user's
-            continue
-    return sorted(found, key=lambda kernel: -kernel[2])
+        with suppress(psutil.Error):  # it has ended, or is another user's
+            if process.pid != os.getpid():
+                yield process, process.memory_info().rss, on_gpu.get(process.pid, 0)
+
+
+def notebook(process: "psutil.Process") -> str | None:
+    """The notebook of a Jupyter kernel, None for any other process. One that no Jupyter server started has no name."""
+    import psutil
+
+    with suppress(psutil.Error):
+        if any(os.path.basename(word).startswith("ipykernel") for word in process.cmdline()):
+            return process.environ().get("JPY_SESSION_NAME") or "a notebook"
 
 
 def others_said() -> str:

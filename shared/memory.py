@@ -66,7 +66,7 @@ def available(device=None) -> int:
 
 
 def host(field: str) -> int:
-    """Bytes of a field of /proc/meminfo: "MemAvailable" (page cache counts as free) or "MemTotal"."""
+    """Bytes of a field of /proc/meminfo; "MemAvailable" (page cache counts as free) and "MemTotal" also elsewhere."""
     if MEMINFO.exists():
         return int(re.search(rf"^{field}:\s+(\d+) kB", MEMINFO.read_text(), re.MULTILINE)[1]) * 1024
     import psutil

@@ -100,19 +100,18 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained
     logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
     guard.protect(device)
     if weights == "random":
-        model, folder = _random(config, dtype, device), checkpoints.cached(name)
+        model, folder = from_config(config, dtype, device), checkpoints.cached(name)
     else:
         folder = checkpoints.folder(name)
-        model = _trained(folder, dtype, device, **quantization)
-    _loaded.add(model)
-    return model.eval(), _tokenizer(name, folder, needed=weights == "trained")
+        model = from_folder(folder, dtype, device, **quantization)
+    return model, _tokenizer(name, folder, needed=weights == "trained")
 
 
 _loaded = weakref.WeakSet()
 
 
 def unload() -> int:
-    """Free every model that `load` has handed out, also where a variable still names it; returns the bytes of weights.
+    """Free every model that was made here, also where a variable still names it; returns the bytes of weights.
 
     A notebook's kernel keeps its memory until it is shut down. The models cannot run after this: load them anew.
     """
@@ -126,14 +125,14 @@ def unload() -> int:
     return freed
 
 
-def _random(config, dtype, device):
-    """Build the model where it is to stay, in `dtype` from the start, so that no second copy ever exists."""
+def from_config(config, dtype: torch.dtype, device):
+    """A model with random weights, in evaluation mode, built where it is to stay and in `dtype`: no second copy."""
     from transformers import AutoModelForCausalLM
 
     kernels.by_device()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return _registered(AutoModelForCausalLM.from_config(config, dtype=dtype))
 
 
 def _eight_bit_experts(weights: str) -> dict:
@@ -157,8 +156,11 @@ def _eight_bit_experts(weights: str) -> dict:
     return {"quantization_config": TorchAoConfig(experts), "experts_implementation": "eager"}
 
 
-def _trained(folder: Path, dtype, device, **options):
-    """Load a checkpoint and refuse what is missing, cut short, left over or of another shape."""
+def from_folder(folder: Path, dtype: torch.dtype, device, **options):
+    """The model of a checkpoint's folder, in evaluation mode; options are those of `from_pretrained`.
+
+    Raises: DamagedCheckpoint where weights are missing, cut short, left over or of another shape.
+    """
     from transformers import AutoModelForCausalLM
 
     kernels.by_device()
@@ -183,7 +185,13 @@ def _trained(folder: Path, dtype, device, **options):
                 f"The weights in {folder} do not belong to the model in its config.json ({len(keys)} "
                 f"{what.replace('_', ' ')}, the first {first}): {checkpoints.remedy(folder)}."
             )
-    return model
+    return _registered(model)
+
+
+def _registered(model):
+    """The model in evaluation mode, known to `unload`."""
+    _loaded.add(model)
+    return model.eval()
 
 
 def _tokenizer(name: str, folder: Path | None, needed: bool):

@@ -244,4 +244,4 @@ def recall_model(name: str) -> nn.Module:
     if name not in (known := sorted(folder.name for folder in RECALL.iterdir())):
         raise BadInput(f"There is no recall model {name!r}: the course has {', '.join(known)}.")
     logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)  # as models.load does
-    return models._trained(RECALL / name, torch.float32, torch.device("cpu")).eval()
+    return models.from_folder(RECALL / name, torch.float32, torch.device("cpu"))

@@ -94,12 +94,19 @@ def forward(model, input_ids: torch.Tensor, cache=None, keep: int = 1, use_cache
 
 @torch.inference_mode()
 def generation(
-    model, input_ids: torch.Tensor, new_tokens: int, repeats: int = 5, warmup: int = 3, beyond_limit: bool = False
+    model,
+    input_ids: torch.Tensor,
+    new_tokens: int,
+    repeats: int = 5,
+    warmup: int = 3,
+    least_seconds: float = 0.0,
+    beyond_limit: bool = False,
 ) -> GenerationTiming:
     """Time a model's prefill of `input_ids` (B, T) and greedy decoding of `new_tokens` tokens after it.
 
     Args:
         warmup: runs at the same shape that do not count.
+        least_seconds: repeat for so long at least: a run of milliseconds is as short as one disturbance.
         beyond_limit: allow more tokens than the model's position limit. Speed and memory are right there, text is not.
 
     Returns: GenerationTiming; `peak_bytes` above the level before the call, of one prefill and its decoding.
@@ -133,8 +140,8 @@ def generation(
     del cache
     for _ in range(warmup - 1):
         once()
-    firsts, steps = [], []
-    for _ in range(repeats):
+    firsts, steps, begin = [], [], time.perf_counter()
+    while len(firsts) < repeats or time.perf_counter() - begin < least_seconds:
         first, decode, _ = once()
         firsts.append(first)
         steps.append(statistics.median(decode))
@@ -143,7 +150,7 @@ def generation(
         batch=batch,
         prompt_tokens=tokens,
         new_tokens=new_tokens,
-        repeats=repeats,
+        repeats=len(firsts),
         time_to_first_token=first,
         time_to_first_token_q1=first_q1,
         time_to_first_token_q3=first_q3,

@@ -91,7 +91,7 @@ def test_a_load_caps_torch_and_starts_the_watchdog_before_it_takes_memory(spark,
         assert 0 < spark.fraction < 1 and spark.watched == 1
         raise InterruptedError
 
-    monkeypatch.setattr(models, "_random", loading)
+    monkeypatch.setattr(models, "from_config", loading)
     with pytest.raises(InterruptedError):
         models.load("tiny/mamba", weights="random")
 

@@ -86,7 +86,7 @@ def test_a_checkpoint_with_another_key_or_shape_is_refused_as_it_is_elsewhere(tm
     monkeypatch.setattr(memory, "is_unified", lambda device=None: True)
     monkeypatch.setattr(models.checkpoints, "remedy", lambda folder: "load it anew")
     with pytest.raises(models.DamagedCheckpoint, match="mismatched keys, the first"):
-        models._trained(tmp_path, torch.bfloat16, torch.device("cpu"))
+        models.from_folder(tmp_path, torch.bfloat16, torch.device("cpu"))
 
 
 # ---------------------------------------------------------------------------------------------------- what it takes

@@ -74,6 +74,13 @@ def test_generation_reports_rates_that_follow_from_its_times(pair, architecture)
     assert t.decode_seconds_q1 <= t.decode_seconds <= t.decode_seconds_q3
 
 
+def test_a_short_run_is_repeated_until_enough_time_has_passed(pair):
+    asked = {"new_tokens": 2, "repeats": 2, "warmup": 1}
+    t = timing.generation(pair["transformer"], prompt(8), least_seconds=0.3, **asked)
+    assert t.repeats > 2 and t.repeats * (t.time_to_first_token + t.decode_seconds) > 0.1
+    assert timing.generation(pair["transformer"], prompt(8), **asked).repeats == 2
+
+
 def test_the_cache_of_a_timing_is_that_of_prompt_and_new_tokens(pair):
     config = pair["transformer"].config
     t = timing.generation(pair["transformer"], prompt(32), new_tokens=6, repeats=1, warmup=1)
