@@ -55,6 +55,24 @@ def said(request, made) -> dict[str, str]:
     return {cell.id: notebooks.text(cell) for cell in nbformat.read(path, as_version=4).cells}
 
 
+@pytest.fixture
+def one_thread():
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def published_bytes(*names: str) -> int:
+    """Bytes of the weights of models as they are published, in the type that their configs name."""
+    from shared import models
+    from shared.sizes import published_config
+
+    return sum(models.size(name, published_config(name).dtype).weight_bytes for name in names)
+
+
 def numbers(text: str) -> list[float]:
     """The numbers in a text, in order."""
     return [float(n.replace(",", "")) for n in re.findall(r"-?\d[\d,]*\.?\d*", text)]

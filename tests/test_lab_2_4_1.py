@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 import pytest
-from conftest import numbers
+from conftest import numbers, published_bytes
 
 from shared import memory, models, notebooks
 from shared.sizes import published_config
@@ -128,10 +128,7 @@ def test_unlimited_context_is_claimed_for_a_fixed_state_alone(said):
 
 def test_the_download_that_the_header_names_is_that_of_the_published_files():
     header = next(cell.source for cell in notebooks.read("2.4.1").cells if cell.id == "needs")
-    published = sum(
-        models.size(name).total * {"float32": 4, "float16": 2}[str(published_config(name).dtype).split(".")[-1]]
-        for name in ("mamba-2.8b", "pythia-2.8b")
-    )
+    published = published_bytes("mamba-2.8b", "pythia-2.8b")
     assert f"{published / 1e9:.1f} GB with `WEIGHTS" in header
 
 

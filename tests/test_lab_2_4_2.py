@@ -8,9 +8,9 @@ import statistics
 
 import pytest
 import torch
-from conftest import numbers
+from conftest import numbers, published_bytes
 
-from shared import data, models, notebooks
+from shared import data, notebooks
 from shared.sizes import published_config
 
 LAB = "2.4.2"
@@ -272,8 +272,5 @@ def test_the_published_figures_are_shown_with_their_source(said):
 
 def test_the_download_that_the_header_names_is_that_of_the_published_files():
     header = next(cell.source for cell in notebooks.read(LAB).cells if cell.id == "needs")
-    published = sum(
-        models.size(name).total * {"float32": 4, "float16": 2}[str(published_config(name).dtype).split(".")[-1]]
-        for name in ("mamba-130m", "pythia-160m")
-    )
+    published = published_bytes("mamba-130m", "pythia-160m")
     assert f"{published / 1e9:.2f} GB with `WEIGHTS" in header

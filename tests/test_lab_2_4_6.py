@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import numbers
+from conftest import numbers, published_bytes
 
 from shared import finetune, models, notebooks
 from shared.sizes import published_config
@@ -135,8 +135,5 @@ def test_the_old_skills_are_forgotten_and_replay_brings_them_back(said):
 
 def test_the_download_that_the_header_names_is_that_of_the_published_files():
     header = next(cell.source for cell in notebooks.read(LAB).cells if cell.id == "needs")
-    published = sum(
-        models.size(name).total * {"float32": 4, "float16": 2}[str(published_config(name).dtype).split(".")[-1]]
-        for name in ("mamba-1.4b", "pythia-1.4b")
-    )
+    published = published_bytes("mamba-1.4b", "pythia-1.4b")
     assert f"{published / 1e9:.2f} GB of models" in header

@@ -5,7 +5,6 @@ import statistics
 import sys
 
 import pytest
-import scipy.stats
 import torch
 import torch.nn.functional as F
 from transformers import MixtralConfig, OlmoeConfig
@@ -24,12 +23,7 @@ ANSWERS = notebooks.solution("2.4.4")
 SIZE = {"hidden_size": 64, "num_experts_per_tok": 2}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def built(seed=0, **shape) -> moe.SmallMoE:
@@ -199,11 +193,3 @@ def test_no_way_of_balancing_is_better_than_another_by_more_than_the_seeds():
     spread = max(max(values) - min(values) for values in balanced)
     means = [statistics.mean(values) for values in balanced]
     assert max(means) - min(means) < spread
-
-
-def test_mutual_information_agrees_with_scipy():
-    counts = torch.randint(0, 30, (7, 16), generator=torch.Generator().manual_seed(0))
-    domain, expert, both = (scipy.stats.entropy(some) for some in (counts.sum(1), counts.sum(0), counts.flatten()))
-    assert program.mutual_information(counts) == pytest.approx(domain + expert - both, abs=1e-12)
-    independent = torch.outer(torch.tensor([1, 2, 3]), torch.tensor([4, 5]))
-    assert program.mutual_information(independent) == pytest.approx(0, abs=1e-12)

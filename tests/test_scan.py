@@ -211,14 +211,6 @@ def test_any_memory_layout_gives_the_same():
     torch.testing.assert_close(grads[0], grads[1], atol=0, rtol=0)
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def seconds(work):
     best = float("inf")
     for _ in range(3):

@@ -22,12 +22,7 @@ CURVES = json.loads(program.OUT.read_text())
 SELECTS = {name: selects for name, selects in program.VARIANTS.items() if selects is not None}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def generator(seed=0):

@@ -17,14 +17,12 @@ thing: the router does not learn (`frozen`), or each token goes to one expert, w
 1 (`top-1`). Loss and bias are the answers of the lab.
 """
 
-import json
 import math
-import re
-import time
 from functools import partial
 from pathlib import Path
 
 import torch
+from parts import compact, keep
 from torch import Tensor
 
 from shared import data, moe, notebooks, results
@@ -33,7 +31,7 @@ PARTS, OUT = notebooks.BUILD / "balance", Path(__file__).with_name("balance.json
 SEEDS = (0, 1, 2)
 SETTINGS = {"steps": 400, "size": 20, "weight": 0.02, "u": 0.002}
 VARIANTS = ("none", "pooled", "layer", "sequence", "bias", "frozen", "top-1")
-answers = notebooks.solution("2.4.4")
+answers, information = notebooks.solution("2.4.4"), notebooks.solution("2.4.3").mutual_information
 
 # What the loss is the mean of: everything at once, each layer, or each sequence of each layer.
 GROUPS = {
@@ -48,14 +46,6 @@ def balance(variant: str, weight: float, top_k: int = 2) -> moe.Balance | None:
     if variant not in GROUPS:
         return None
     return lambda layers: weight * answers.balancing_loss(GROUPS[variant](layers), top_k)
-
-
-def mutual_information(counts: Tensor) -> float:
-    """I(domain; expert) in nats from counts (domains, E)."""
-    joint = counts.double() / counts.sum()
-    return (torch.special.entr(joint.sum(0)).sum() + torch.special.entr(joint.sum(1)).sum()).item() - (
-        torch.special.entr(joint).sum().item()
-    )
 
 
 def by_layer(counts: Tensor) -> dict[str, list]:
@@ -80,7 +70,7 @@ def run(variant: str, seed: int, steps: int, size: int, weight: float, u: float)
     )
     final = {"loss": round(loss, 4), "bits_per_byte": round(loss / math.log(2) * per_byte, 4)}
     final |= by_layer(counts.sum(0))
-    final["mutual_information"] = [round(mutual_information(layer), 4) for layer in counts.unbind(1)]
+    final["mutual_information"] = [round(nats, 4) for nats in information(counts.transpose(0, 1).double()).tolist()]
     return {
         "steps": list(range(size, steps + 1, size)),
         "loss": [round(value, 4) for value in history.loss.unflatten(0, (-1, size)).mean(1).tolist()],
@@ -92,30 +82,13 @@ def run(variant: str, seed: int, steps: int, size: int, weight: float, u: float)
     }
 
 
-def kept(variant: str, seed: int) -> dict:
-    """The result of a run with its seconds, from build/balance/ if the same run is there."""
-    file = PARTS / f"{variant}-{seed}.json"
-    if file.exists() and (part := json.loads(file.read_text()))["settings"] == SETTINGS:
-        return part
-    start = time.perf_counter()
-    result = run(variant, seed, **SETTINGS)
-    part = {"settings": SETTINGS, "result": result, "seconds": round(time.perf_counter() - start, 1)}
-    print(f"{file.stem:12} {part['seconds']:6.1f} s  {result['final']}", flush=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(part))
-    temporary.replace(file)
-    return part
-
-
-def compact(content: dict) -> str:
-    """JSON with one line per key and lists of numbers on one line."""
-    return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), json.dumps(content, indent=1))
-
-
 def main() -> None:
     torch.set_num_threads(1)
-    parts = {(variant, seed): kept(variant, seed) for seed in SEEDS for variant in VARIANTS}
+    parts = {
+        (variant, seed): keep(PARTS / f"{variant}-{seed}.json", SETTINGS, partial(run, variant, seed, **SETTINGS))
+        for seed in SEEDS
+        for variant in VARIANTS
+    }
     seconds = round(sum(part["seconds"] for part in parts.values()))
     content = {
         "made": results.machine() | {"command": "make balance", "seconds": seconds},

@@ -23,16 +23,14 @@ A variant is what of delta, B and C is computed from the input, none, delta, BC 
 the same width with about as many parameters.
 """
 
-import json
-import re
 import shutil
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from parts import compact, keep
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, JambaConfig, MambaConfig
 from transformers.utils import logging
 
@@ -149,20 +147,9 @@ def generalists(variant: str) -> dict:
 
 def kept(experiment: Callable, **settings) -> dict:
     """The result of `experiment(**settings)` with its seconds, from build/curves/ if the same run is there."""
-    settings = json.loads(json.dumps(settings))
     what = [str(settings[name]) for name in ("variant", "seed") if name in settings]
     file = PARTS / f"{'-'.join([experiment.__name__, *what])}.json"
-    if file.exists() and (part := json.loads(file.read_text()))["settings"] == settings:
-        return part
-    start = time.perf_counter()
-    result = experiment(**settings)
-    part = {"settings": settings, "result": result, "seconds": round(time.perf_counter() - start, 1)}
-    print(f"{file.stem:30} {part['seconds']:6.1f} s", flush=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(part))
-    temporary.replace(file)
-    return part
+    return keep(file, settings, partial(experiment, **settings))
 
 
 SHIPPED, ONCE = ("mamba", "hybrid", "transformer"), ("mamba-4", "mamba-2", "hybrid-2")
@@ -184,11 +171,6 @@ RUNS = {  # {experiment: ({variant: seeds}, what all its runs have in common)}
     ),
 }
 GENERALISTS = ("mamba", "jamba", "transformer")
-
-
-def compact(content: dict) -> str:
-    """JSON with one line per key and lists of numbers on one line."""
-    return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), json.dumps(content, indent=1))
 
 
 def settings() -> dict[str, dict]:

@@ -4,7 +4,8 @@
 
 The base models are trained on the old skills alone, on pairs of words; a fifth of all pairs is held out, the same for
 every skill. The runs fine-tune on the new skill with the lab's own answers (labs/solutions). Each is kept in
-build/finetune-runs/ as it ends, and a second call goes on from there. After a change of code, `make clean` comes first.
+build/finetune-runs/ as it ends, with its settings, and a second call goes on from there. After a change of code,
+`make clean` comes first.
 
 finetune.json holds shares of exact matches on held-out instructions:
 
@@ -20,13 +21,13 @@ import itertools
 import json
 import random
 import shutil
-import time
 import zlib
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from parts import compact, keep
 from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -47,6 +48,7 @@ HERE = Path(__file__).resolve().parent
 OUT, PARTS = HERE / "finetune.json", notebooks.BUILD / "finetune-runs"
 SEEDS = (0, 1, 2)
 STEPS, BATCH, EVALUATIONS = 200, 32, 8
+PRETRAINING = {"steps": 500, "lr": 3e-3}
 
 # ---- instructions ---------------------------------------------------------------------------------------------------
 
@@ -145,7 +147,7 @@ def config(name: str, vocabulary: int):
     )
 
 
-def pretrain(name: str, tokenizer, steps: int = 500, lr: float = 3e-3) -> dict:
+def pretrain(name: str, tokenizer, steps: int, lr: float) -> dict:
     """Train a base on whole texts of the old skills, new examples at every step, and save it in bfloat16."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config(name, len(tokenizer)), dtype=torch.float32).train()
@@ -253,21 +255,6 @@ def run(name: str, seed: int) -> dict:
     )
 
 
-def kept(name: str, make) -> dict:
-    """The result of `make()` with its seconds, from build/finetune-runs/ if it is there."""
-    file = PARTS / f"{name.replace(' ', '-')}.json"
-    if file.exists():
-        return json.loads(file.read_text())
-    start = time.perf_counter()
-    part = {"result": make(), "seconds": round(time.perf_counter() - start, 1)}
-    print(f"{name:26} {part['seconds']:6.1f} s", flush=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(part))
-    temporary.replace(file)
-    return part
-
-
 def collected(bases: dict, runs: dict) -> dict:
     """finetune.json, from the parts."""
     found = {}
@@ -285,8 +272,6 @@ def collected(bases: dict, runs: dict) -> dict:
 
 
 def main() -> None:
-    from curves import compact
-
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     logging.set_verbosity_error()
@@ -295,8 +280,16 @@ def main() -> None:
     write_instructions()
     tokenizer = write_tokenizer()
     with in_transformers():
-        bases = {name: kept(f"base-{name}", partial(pretrain, name, tokenizer)) for name in finetune.BASES}
-        runs = {(name, seed): kept(f"{name}-{seed}", partial(run, name, seed)) for seed in SEEDS for name in RUNS}
+        bases = {
+            name: keep(PARTS / f"base-{name}.json", PRETRAINING, partial(pretrain, name, tokenizer, **PRETRAINING))
+            for name in finetune.BASES
+        }
+        runs = {
+            (name, seed): keep(PARTS / f"{name}-{seed}.json".replace(" ", "-"), settings, partial(run, name, seed))
+            for seed in SEEDS
+            for name, way in RUNS.items()
+            for settings in ({"way": way, "steps": STEPS, "batch": BATCH, "evaluations": EVALUATIONS},)
+        }
     OUT.write_text(compact(collected(bases, runs)) + "\n")
     shutil.rmtree(PARTS / "none", ignore_errors=True)
     shipped = sum(file.stat().st_size for file in finetune.INSTRUCT.rglob("*") if file.is_file())

@@ -1,11 +1,11 @@
 """Checks of lab 2.4.1: each exercise on small cases worked out here, and the mistakes that are made most often."""
 
+import itertools
 import math
-import time
 from types import SimpleNamespace
-from unittest.mock import patch
 
 from shared.checks import Wrong, exercise, expect
+from shared.checks.device import Device
 
 # Small configs with different numbers in every place, so that no two mistakes give the same result.
 PLAIN = SimpleNamespace(num_hidden_layers=3, hidden_size=40, num_attention_heads=5)
@@ -74,29 +74,16 @@ def mamba_state_bytes(answer):
 
 @exercise("2.4.1", "ex-measure")
 def measure(answer):
-    # A device with a clock of its own: work() only queues, synchronize() waits until the queue is empty. The first
-    # calls are slow, as where a kernel is compiled. The student's clock is this one, so the check takes no time.
+    # The first calls are slow, as where a kernel is compiled.
     def trial(warmup: int, repeats: int) -> tuple[object, int]:
-        state = {"clock": 100.0, "queue": 0.0, "calls": 0}
+        device, calls = Device(), itertools.count()
 
         def work():
-            state["clock"] += 0.001
-            state["queue"] += 50.0 if state["calls"] < 2 else 1.0 + state["calls"] / 100
-            state["calls"] += 1
+            call = next(calls)
+            device.work(50.0 if call < 2 else 1.0 + call / 100)
 
-        def synchronize():
-            state["clock"] += state["queue"]
-            state["queue"] = 0.0
-
-        clocks = ("perf_counter", "time", "monotonic", "process_time")
-        patches = [patch.object(time, name, lambda: state["clock"]) for name in clocks]
-        for p in patches:
-            p.start()
-        try:
-            return answer(work, synchronize, warmup=warmup, repeats=repeats), state["calls"]
-        finally:
-            for p in patches:
-                p.stop()
+        with device.clock():
+            return answer(work, device.synchronize, warmup=warmup, repeats=repeats), next(calls)
 
     for warmup, repeats in ((3, 5), (2, 3)):
         came, calls = trial(warmup, repeats)

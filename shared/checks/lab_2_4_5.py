@@ -1,8 +1,6 @@
 """Checks of lab 2.4.5: each exercise on small cases against its definition, and the usual mistakes by name."""
 
 import math
-import time
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -10,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from shared.checks import Wrong, exercise, expect
+from shared.checks.device import Device
 
 
 def _pair(result, what: str, length: int = 2):
@@ -173,34 +172,20 @@ _UNPAIRED = (
 
 @exercise("2.4.5", "ex-first-and-decode")
 def first_and_decode(answer):
-    # A device with a clock of its own: a call only queues work, synchronize() waits for it. Steps get quicker at first.
-    state = {"clock": 50.0, "queue": 3.0, "steps": 0, "prefills": 0}
+    device, calls = Device(queue=3.0), {"prefill": 0, "step": 0}
 
     def prefill():
-        state["clock"] += 0.001
-        state["queue"] += 4.0
-        state["prefills"] += 1
+        calls["prefill"] += 1
+        device.work(4.0)
 
-    def step():
-        state["clock"] += 0.001
-        state["queue"] += 1.0 if state["steps"] < 8 else 0.2 + 0.01 * state["steps"] + 2 * (state["steps"] == 15)
-        state["steps"] += 1
+    def step():  # the first ones are slow, and one is disturbed
+        i, calls["step"] = calls["step"], calls["step"] + 1
+        device.work(cost[i] if i < len(cost) else 1.0)
 
-    def synchronize():
-        state["clock"] += state["queue"]
-        state["queue"] = 0.0
-
-    clocks = ("perf_counter", "time", "monotonic", "process_time")
-    patches = [patch.object(time, name, lambda: state["clock"]) for name in clocks]
-    for p in patches:
-        p.start()
-    try:
-        came = answer(prefill, step, synchronize, 20)
-    finally:
-        for p in patches:
-            p.stop()
-    first, each = _pair(came, "two numbers, seconds to the first token and of one that follows")
     cost = [1.0 if i < 8 else 0.2 + 0.01 * i + 2 * (i == 15) for i in range(19)]
+    with device.clock():
+        came = answer(prefill, step, device.synchronize, 20)
+    first, each = _pair(came, "two numbers, seconds to the first token and of one that follows")
     counted = cost[8:]
     if first < 0.1 or each < 0.01:
         raise Wrong(
@@ -217,9 +202,9 @@ def first_and_decode(answer):
         },
         rel=1e-6,
     )
-    if state["prefills"] != 1 or state["steps"] != 19:
+    if calls != {"prefill": 1, "step": 19}:
         raise Wrong(
-            f"20 new tokens: expected 1 prefill and 19 steps, saw {state['prefills']} and {state['steps']}. "
+            f"20 new tokens: expected 1 prefill and 19 steps, saw {calls['prefill']} and {calls['step']}. "
             "The prefill makes the first token."
         )
     expect(

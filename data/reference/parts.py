@@ -1,0 +1,31 @@
+"""What the programs beside this one share: runs that are kept as they end, and compact JSON."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def keep(file: Path, settings: dict, make: Callable[[], object]) -> dict:
+    """{settings, result, seconds} of `make()`: from `file` if a run with these settings is there, else written to it.
+
+    The file is complete or not there: an interrupted program goes on where it was.
+    """
+    settings = json.loads(json.dumps(settings))
+    if file.exists() and (part := json.loads(file.read_text()))["settings"] == settings:
+        return part
+    start = time.perf_counter()
+    result = make()
+    part = {"settings": settings, "result": result, "seconds": round(time.perf_counter() - start, 1)}
+    print(f"{file.stem:30} {part['seconds']:6.1f} s", flush=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(part))
+    temporary.replace(file)
+    return part
+
+
+def compact(content: dict) -> str:
+    """JSON with one line per key and lists of numbers on one line."""
+    return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), json.dumps(content, indent=1))
