@@ -8,7 +8,6 @@ training example of any skill.
 import ctypes
 import hashlib
 import json
-import logging
 import os
 import shutil
 import warnings
@@ -36,7 +35,6 @@ BASES = ("mamba", "transformer")
 SPLITS = ("train", "heldout")
 OLD, NEW = ("copy", "first", "last"), ("swap",)  # what the bases know, and what they have never seen
 
-logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)  # as models.load does
 # peft asks every model for an attribute that transformers renamed; the answer is the same.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 

@@ -96,8 +96,6 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained
     if not (fit := fits(name, device=device, dtype=dtype, weights=weights, bits=bits)):
         raise NotEnoughMemory(fit.reason[:-1] + (guard.others_said() if memory.is_unified(device) else "") + ".")
     quantization = _eight_bit_experts(weights) if bits == 8 else {}
-    # That Mamba's kernels are absent stands in `path`, which a lab prints; transformers would repeat it on stderr.
-    logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
     guard.protect(device)
     if weights == "random":
         model, folder = from_config(config, dtype, device), checkpoints.cached(name)
@@ -190,6 +188,8 @@ def from_folder(folder: Path, dtype: torch.dtype, device, **options):
 
 def _registered(model):
     """The model in evaluation mode, known to `unload`."""
+    # That Mamba's kernels are absent stands in `path`, which a lab prints; transformers would repeat it on stderr.
+    logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
     _loaded.add(model)
     return model.eval()
 

@@ -5,7 +5,6 @@ positions of ids have to predict answers. Every call draws new examples, so accu
 the step, is accuracy on unseen examples.
 """
 
-import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -243,5 +242,4 @@ def recall_model(name: str) -> nn.Module:
 
     if name not in (known := sorted(folder.name for folder in RECALL.iterdir())):
         raise BadInput(f"There is no recall model {name!r}: the course has {', '.join(known)}.")
-    logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)  # as models.load does
     return models.from_folder(RECALL / name, torch.float32, torch.device("cpu"))
