@@ -6,7 +6,7 @@ import pytest
 from shared import notebooks
 
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
-ONE_AT_A_TIME = "2.4.5"  # it compares, and has freed each model before the next
+FEW = ("2.4.5", "2.4.6")  # one frees each model before the next, the other has bases of 0.3 MB
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
@@ -23,5 +23,5 @@ def test_after_the_lab_its_models_are_gone_and_little_else_is_left(made, lab):
     (cell,) = [cell for cell in executed.cells if cell.id == "give-back"]
     sizes = [line.split()[-2:] for line in notebooks.text(cell).splitlines()]
     freed, held = [float(number) * UNITS[unit] for number, unit in sizes]
-    assert freed > 4e6 or (lab == ONE_AT_A_TIME and freed + held < 2e6)  # a tiny model in float32 has 4 MB
+    assert freed > 4e6 or (lab in FEW and 0.2e6 < freed and freed + held < 4e6)  # a tiny model in float32 has 4 MB
     assert held < 200e6  # results, and at scale full the weights alone would be gigabytes
