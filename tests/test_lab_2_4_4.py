@@ -92,6 +92,12 @@ def test_one_model_is_even_and_the_other_has_dead_experts(said):
 
 
 @RUN
+def test_most_rows_of_the_balanced_model_are_nearly_orthogonal_and_a_group_is_close_to_parallel(said):
+    first = rows_of(said["weight-table"].split("collapsed")[0])["layer 0"]
+    assert abs(first[2]) < 0.1 and first[3] > 0.9  # the mean cosine, and the largest
+
+
+@RUN
 def test_the_load_of_the_collapsed_model_goes_with_the_length_of_the_rows(said):
     together = [values[-1] for values in rows_of(said["weight-table"].split("collapsed")[1]).values()]
     assert len(together) == 4 and min(together) > 0.6

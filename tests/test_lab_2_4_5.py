@@ -115,6 +115,7 @@ def test_mamba_fades_on_recall_where_a_cache_does_not(said):
 def test_mamba_copies_short_strings_and_loses_more_of_longer_ones(said):
     rows = {int(row[0]): row[1:] for row in map(numbers, said["copying"].splitlines()[3:])}
     assert list(rows) == [4, 8, 16, 24] and min(rows[4]) > 0.9
+    assert abs(rows[4][0] - max(rows[4][1:])) < 0.03
     assert rows[4][0] > rows[16][0] > rows[24][0] and rows[24][0] < 0.8 < 0.95 < min(rows[24][1:])
 
 

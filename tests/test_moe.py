@@ -188,6 +188,15 @@ def test_balancing_per_sequence_destroys_the_specialisation_on_every_seed():
     assert ratio < 0.5
 
 
+def test_one_expert_per_token_is_as_uneven_and_no_balancing_costs_about_a_percent_on_every_seed():
+    uneven = [statistics.mean(final(variant, "max_violation", 1)) for variant in ("top-1", "none")]
+    assert uneven[0] > 0.9 * uneven[1]
+    none = final("none", "bits_per_byte")
+    for variant in ("layer", "bias"):
+        for without, balanced in zip(none, final(variant, "bits_per_byte"), strict=True):
+            assert 1.005 < without / balanced < 1.015
+
+
 def test_no_way_of_balancing_is_better_than_another_by_more_than_the_seeds():
     balanced = [final(variant, "bits_per_byte") for variant in ("pooled", "layer", "sequence", "bias")]
     spread = max(max(values) - min(values) for values in balanced)
