@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from shared import guard, memory, models
+from shared import graphs, guard, memory, models
 from shared.errors import NotEnoughMemory
 
 WARM_STEPS = 8  # decode steps before the first that counts: allocator and caches settle
@@ -101,6 +101,7 @@ def generation(
     warmup: int = 3,
     least_seconds: float = 0.0,
     beyond_limit: bool = False,
+    graph: bool = False,
 ) -> GenerationTiming:
     """Time a model's prefill of `input_ids` (B, T) and greedy decoding of `new_tokens` tokens after it.
 
@@ -108,43 +109,49 @@ def generation(
         warmup: runs at the same shape that do not count.
         least_seconds: repeat for so long at least: a run of milliseconds is as short as one disturbance.
         beyond_limit: allow more tokens than the model's position limit. Speed and memory are right there, text is not.
+        graph: replay the decode steps from a CUDA graph (`shared.graphs`). The steps that count are the same ones.
 
     Returns: GenerationTiming; `peak_bytes` above the level before the call, of one prefill and its decoding.
-    Raises: models.ContextTooLong beyond the limit, ValueError for fewer than two new tokens.
+    Raises: models.ContextTooLong beyond the limit, ValueError for fewer than two new tokens, three with `graph`,
+        CourseError where the model or the device has no graph.
     """
-    if new_tokens < 2:
-        raise ValueError(f"new_tokens={new_tokens}: decoding is timed from the second new token on; ask for 2 or more.")
+    if new_tokens < (least := 3 if graph else 2):
+        raise ValueError(f"new_tokens={new_tokens}: decoding is timed from token {least} on; ask for {least} or more.")
+    warm = min(WARM_STEPS, (new_tokens - 1) // 2)
     batch, tokens = input_ids.shape
     if not beyond_limit:
         models.check_context(model, tokens + new_tokens)
     input_ids = input_ids.to(model.device)
 
-    def once() -> tuple[float, list[float], object]:
+    def once() -> tuple[float, float, int]:
         synchronize(model.device)
         start = time.perf_counter()
         logits, cache = forward(model, input_ids)
         token = logits[:, -1:].argmax(-1)
         synchronize(model.device)
-        first, steps = time.perf_counter() - start, []
-        for _ in range(new_tokens - 1):
-            start = time.perf_counter()
-            logits, cache = forward(model, token, cache)
-            token = logits[:, -1:].argmax(-1)
-            synchronize(model.device)
-            steps.append(time.perf_counter() - start)
-        return first, steps[min(WARM_STEPS, len(steps) // 2) :], cache
+        first = time.perf_counter() - start
+
+        def step() -> None:
+            token.copy_(forward(model, token, cache)[0][:, -1:].argmax(-1))
+
+        # As `generate` does it: on a GPU the experts of a step are gathered, which is quicker than to group one token.
+        with model._optimize_model_for_decode():
+            decode, left = step, warm
+            if graph:
+                graphs.fixed(cache, tokens + new_tokens - 1)
+                decode, left = graphs.capture(step, model.device, warm), 0  # the warm steps are taken
+            seconds = measure(decode, model.device, warmup=left, repeats=new_tokens - 1 - warm)
+        return first, statistics.median(seconds), memory.cache_bytes(cache).total
 
     with memory.track(model.device) as tracked:
-        cache = once()[2]  # the first run, which is slow, is the one whose memory is tracked
-    held = memory.cache_bytes(cache).total
-    del cache
+        held = once()[2]  # the first run, which is slow, is the one whose memory is tracked
     for _ in range(warmup - 1):
         once()
     firsts, steps, begin = [], [], time.perf_counter()
     while len(firsts) < repeats or time.perf_counter() - begin < least_seconds:
-        first, decode, _ = once()
+        first, step, _ = once()
         firsts.append(first)
-        steps.append(statistics.median(decode))
+        steps.append(step)
     (first_q1, first, first_q3), (step_q1, step, step_q3) = quartiles(firsts), quartiles(steps)
     return GenerationTiming(
         batch=batch,
@@ -162,26 +169,6 @@ def generation(
         peak_bytes=tracked.peak_bytes,
         cache_bytes=held,
     )
-
-
-@torch.inference_mode()
-def operations_per_step(model, input_ids: torch.Tensor) -> tuple[int, float]:
-    """How many operations one decode step after `input_ids` (B, T) calls in torch, and the median seconds of a step."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Count(TorchDispatchMode):
-        calls = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            Count.calls += 1
-            return function(*args, **(kwargs or {}))
-
-    logits, cache = forward(model, input_ids.to(model.device))
-    token = logits[:, -1:].argmax(-1)
-    with Count():
-        forward(model, token, cache)
-    seconds = measure(lambda: forward(model, token, cache), model.device, warmup=WARM_STEPS, repeats=25)
-    return Count.calls, statistics.median(seconds)
 
 
 def sweep(model, prompts: dict[int, torch.Tensor], new_tokens: int, **options) -> Iterable[dict]:

@@ -1,13 +1,17 @@
 """What a timing says is what happened: synchronised, warmed up, per step, with memory; and running out is a result."""
 
+import copy
 import dataclasses
 import time
+from collections import Counter
 
 import pytest
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MambaConfig, MambaForCausalLM
+from recorder import Cuda, Leaves
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, MambaConfig, MambaForCausalLM
 
 from shared import memory, models, results, timing
+from shared.sizes import published_config
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +31,18 @@ def pair():
 
 def prompt(length: int, batch: int = 1) -> torch.Tensor:
     return torch.randint(100, 200, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+class Names(Leaves):
+    """How often each operator is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def see(self, function, args, kwargs):
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*args, **kwargs)
 
 
 def test_measure_counts_the_calls_after_the_warmup_only():
@@ -100,6 +116,52 @@ def test_one_new_token_cannot_time_decoding(pair):
         timing.generation(pair["mamba"], prompt(8), new_tokens=1)
 
 
+@pytest.mark.parametrize("architecture", ["mamba", "transformer"])
+def test_a_graph_replays_the_steps_that_count_and_fills_the_same_cache(pair, architecture, monkeypatch):
+    asked = {"new_tokens": 12, "repeats": 2, "warmup": 1}
+    eager = timing.generation(pair[architecture], prompt(32, batch=2), **asked)
+    recorded = Cuda.install(monkeypatch)  # plays CUDA graphs on the CPU
+    t = timing.generation(pair[architecture], prompt(32, batch=2), graph=True, **asked)
+    assert (t.batch, t.prompt_tokens, t.new_tokens, t.repeats) == (2, 32, 12, 2)
+    assert t.cache_bytes == eager.cache_bytes
+    assert t.decode_rate == pytest.approx(2 / t.decode_seconds)
+    # Of 11 steps the first 5 warm up; a graph belongs to one cache, so each run records its own.
+    assert [graph.replays for graph in recorded] == [6, 6, 6]
+
+
+def test_on_a_gpu_experts_are_grouped_for_the_prompt_and_gathered_for_a_step():
+    """As `generate` does it; torch's device without bytes counts as one that is no CPU."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(published_config("tiny/olmoe")).eval()
+    with Names() as names:
+        timing.generation(model, prompt(8), new_tokens=4, repeats=1, warmup=1)
+    experts, runs = 2 * model.config.num_hidden_layers, 2
+    assert names.counts["_grouped_mm"] == experts * runs and names.counts["bmm"] >= experts * runs * 3
+    assert model.get_experts_implementation()[""] == "grouped_mm"
+
+
+def test_a_sweep_can_replay_graphs(pair, monkeypatch):
+    recorded = Cuda.install(monkeypatch)
+    lengths = {n: prompt(n) for n in (8, 16)}
+    rows = list(timing.sweep(pair["mamba"], lengths, new_tokens=4, repeats=1, warmup=1, graph=True))
+    assert [r["status"] for r in rows] == ["ok", "ok"] and len(recorded) == 4
+
+
+def test_a_graph_needs_a_gpu_and_a_step_to_warm_up(pair):
+    with pytest.raises(models.CourseError, match="need an NVIDIA GPU"):
+        timing.generation(pair["mamba"], prompt(8), new_tokens=4, graph=True)
+    with pytest.raises(ValueError, match="3 or more"):
+        timing.generation(pair["mamba"], prompt(8), new_tokens=2, graph=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
+@pytest.mark.parametrize("architecture", ["mamba", "transformer"])
+def test_on_a_gpu_a_graph_is_timed_beside_eager_decode(pair, architecture):
+    model = copy.deepcopy(pair[architecture]).to("cuda")
+    eager, replayed = (timing.generation(model, prompt(32), new_tokens=12, graph=graph) for graph in (False, True))
+    assert replayed.cache_bytes == eager.cache_bytes and replayed.decode_seconds > 0
+
+
 def test_a_sweep_gives_a_row_per_length_in_order(pair):
     rows = list(timing.sweep(pair["mamba"], {16: prompt(16), 8: prompt(8)}, new_tokens=4, repeats=1, warmup=1))
     assert [(r["tokens"], r["status"]) for r in rows] == [(8, "ok"), (16, "ok")]
@@ -132,14 +194,6 @@ def test_running_out_is_recorded_and_ends_the_sweep(pair, monkeypatch):
 def test_other_errors_of_a_sweep_are_not_swallowed(pair):
     with pytest.raises(IndexError):
         list(timing.sweep(pair["transformer"], {4: torch.full((1, 4), 10_000)}, new_tokens=4, repeats=1, warmup=1))
-
-
-def test_operations_are_counted_and_twice_the_layers_take_more_of_them(pair):
-    calls, seconds = timing.operations_per_step(pair["mamba"], prompt(16))
-    deeper = MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=4)).eval()
-    more, _ = timing.operations_per_step(deeper, prompt(16))
-    assert calls > 50 and seconds > 0
-    assert 1.6 * calls < more < 2 * calls
 
 
 def test_bandwidth_is_that_of_a_copy():
