@@ -22,8 +22,8 @@ class StepProfile:
         operators: calls into torch.
         kernels: launches on the GPU, copies among them; 0 on a CPU.
         seconds: median without the profiler.
-        profiled_seconds: of the step whose shares these are, with it. Its notes on each operator cost time of their own: 30 to 90 % of a
-            step more in the tiny models on a CPU.
+        profiled_seconds: of the step whose shares these are, with it. Noting each operator takes time too: 30 to 90 %
+            of a step more in the tiny models on a CPU.
         shares: part -> share of the step; they add up to 1. On a CPU "matrix products", "other operators" (torch's own
             work around the products too) and "between operators" (Python) are shares of the profiled step, which makes
             the last two, with their many calls, a little larger than they are. On a GPU "GPU computing" (a clock of the
@@ -53,14 +53,15 @@ def step_profile(model, input_ids: torch.Tensor, steps: int = 7) -> StepProfile:
     def step() -> None:
         timing.forward(model, token, cache)
 
-    with _Count() as counted:
-        step()
-    seconds = statistics.median(timing.measure(step, device, warmup=timing.WARM_STEPS, repeats=25))
     on_gpu, profiles = device.type == "cuda", []
-    for _ in range(steps):
-        with profiler.profile(use_device="cuda" if on_gpu else None, use_kineto=True) as profile:
-            [length] = timing.measure(step, device, warmup=0, repeats=1)
-        profiles.append((length, profile))
+    with model._optimize_model_for_decode():  # as in `timing.generation`
+        with _Count() as counted:
+            step()
+        seconds = statistics.median(timing.measure(step, device, warmup=timing.WARM_STEPS, repeats=25))
+        for _ in range(steps):
+            with profiler.profile(use_device="cuda" if on_gpu else None, use_kineto=True) as profile:
+                [length] = timing.measure(step, device, warmup=0, repeats=1)
+            profiles.append((length, profile))
     profiled, profile = sorted(profiles, key=lambda each: each[0])[steps // 2]
     launches = [event for event in profile.function_events if event.device_type.name == "CUDA"]
     if on_gpu and not launches:

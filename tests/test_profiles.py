@@ -1,4 +1,4 @@
-"""The parts of a decode step add up to it, its operators are counted exactly, and a GPU's kernels are read off its clock."""
+"""The parts of a decode step add up to it, and its operators are counted exactly."""
 
 import pytest
 import torch
