@@ -15,6 +15,8 @@ WINDOW = 256
 PROCESSES = 1
 NODES =
 HEAD =
+PART =
+MINUTES =
 
 VENV_PYTHON = .venv/bin/python
 # Small tensors on few cores: one thread is many times faster there. What you set yourself is respected.
@@ -30,7 +32,7 @@ MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
 .PHONY: help setup setup-test setup-bench lab doctor kernels kernels-remove run solutions fetch cache tables \
-	test bench tiny curves update clean evaluate finetune balance
+	test bench tiny curves update clean evaluate finetune balance reference
 
 help:
 	@echo "Commands:"
@@ -92,6 +94,10 @@ finetune: setup ## make what lab 2.4.6 starts from: data/tiny/instruct, data/ref
 
 balance: setup ## train what lab 2.4.4 compares its short runs with: data/reference/balance.json
 	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/balance.py
+
+reference: SCALE = full
+reference: setup ## measure speed and memory here, at scale full on a GPU: data/reference/<machine>.json (SCALE=tiny, PART=context, MINUTES=9)
+	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) data/reference/speed.py --scale "$(SCALE)" $(if $(PART),--part "$(PART)") $(if $(MINUTES),--minutes "$(MINUTES)")
 
 tables: setup ## write the computed tables of data/README.md
 	@$(VENV_PYTHON) scripts/tables.py

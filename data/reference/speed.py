@@ -1,0 +1,147 @@
+"""Measure speed and memory of the course's models on this machine (`make reference`): data/reference/<machine>.json.
+
+    python data/reference/speed.py                   everything, at scale full; an interrupted call goes on
+    python data/reference/speed.py --part context    one part
+    python data/reference/speed.py --minutes 9       begin no point later than that; the same call goes on
+    python data/reference/speed.py --scale tiny      the same with models that ship, on any CPU, in some minutes
+
+Weights are random: the shapes are the published ones, nothing is downloaded, and neither speed nor memory depends on
+what a text says. Each part runs in a process of its own, so that it starts with all memory and on one path of the scan.
+Each point is kept in build/reference/ as it ends. One that took its process down, or the machine, is not tried again
+and says "did not finish", until its file there is deleted. After a change of code, `make clean` comes first.
+
+The file holds, by scale,
+
+    made       {machine, threads, versions, date, kernels, memory_bytes, unified, seconds}
+    bandwidth  bytes per second that the device copies, reads and writes both counted
+    columns    of the rows: part, the point's own (model, tokens, batch, graph, layers, path, way), status, and what was
+               measured: fields of timing.GenerationTiming, weight_bytes, load_peak_bytes (above the level before)
+    rows       one list per point
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from parts import compact, keep
+from points import SETTINGS, Bench, plan
+
+from shared import kernels, memory, notebooks, reference, results, timing
+from shared.errors import CourseError
+
+
+def file_of(scale: str, part: str, point: dict) -> Path:
+    name = "-".join(str(value).replace("/", "_").replace(" ", "") for value in point.values())
+    return notebooks.BUILD / "reference" / f"{reference.slug()}-{scale}" / part / f"{name}.json"
+
+
+def once(running: Path, bench: Bench, point: dict, before: dict | None) -> dict:
+    """Measure a point that has not taken a process down before; the file `running` lies there while it lasts."""
+    if running.exists():
+        running.unlink()
+        return {"status": "did not finish"}
+    running.parent.mkdir(parents=True, exist_ok=True)
+    running.touch()
+    try:
+        return bench.row(point, before)
+    finally:
+        running.unlink()
+
+
+def measure(scale: str, part: str, until: float) -> None:
+    """Measure what is missing of a part; begin no point after `until`, in seconds of time.time."""
+    bench, done = Bench(scale), {}
+    settings = {key: value for key, value in results.machine().items() if key != "date"}
+    for point in plan(scale, bench.device.type == "cuda")[part]:
+        kind = tuple(point.get(key) for key in ("model", "graph", "way"))
+        file = file_of(scale, part, point)
+        running = file.with_suffix(".running")
+        if not file.exists() and time.time() > until:
+            return
+        try:
+            result = keep(file, point | settings, partial(once, running, bench, point, done.get(kind)))["result"]
+        except CourseError as refused:  # not kept: the next call tries again
+            print(f"{file.stem}: {refused}", flush=True)
+            continue
+        if result["status"] == "ok":
+            done[kind] = point | result
+
+
+def write(scale: str, parts: dict[str, list[dict]]) -> str:
+    """What is kept, into data/reference/<machine>.json; other scales in it stay. Returns a sentence."""
+    device, rows, seconds = memory.pick_device(), [], 0.0
+    for part, points in parts.items():
+        for point in points:
+            if (file := file_of(scale, part, point)).exists():
+                kept = json.loads(file.read_text())
+                rows.append({"part": part} | point | kept["result"])
+                seconds += kept["seconds"]
+    if not rows:
+        return "Nothing is measured yet."
+    most = memory.host("MemTotal")
+    if device.type == "cuda":
+        most = torch.cuda.get_device_properties(device).total_memory
+    made = results.machine() | {"kernels": kernels.status()[0], "unified": memory.is_unified(device)}
+    made |= {"memory_bytes": most, "seconds": round(seconds)}
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    path = reference.FOLDER / f"{reference.slug()}.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content[scale] = {
+        "made": made,
+        "bandwidth": round(timing.memory_bandwidth(device)),
+        "columns": columns,
+        "rows": [[shortened(row.get(column)) for column in columns] for row in rows],
+    }
+    path.write_text(compact(content) + "\n")
+    return f"{len(rows)} of {sum(map(len, parts.values()))} points are measured: {os.path.relpath(path)}"
+
+
+def shortened(value):
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", default="full", choices=tuple(SETTINGS))
+    parser.add_argument("--part", help="default: all")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)  # in the process of one part
+    options = parser.parse_args()
+    if options.until:
+        measure(options.scale, options.part, options.until)
+        return 0
+    on_gpu = memory.pick_device().type == "cuda"
+    if options.scale == "full" and not on_gpu:
+        print("Scale full needs an NVIDIA GPU, and PyTorch sees none: `make reference SCALE=tiny` measures this CPU.")
+        return 1
+    parts = plan(options.scale, on_gpu)
+    if options.part and options.part not in parts:
+        print(f"There is no part {options.part!r}; the parts are {', '.join(parts)}.")
+        return 1
+    until, failed = time.time() + 60 * options.minutes, []
+    for part in [options.part] if options.part else parts:
+        print(f"-- {part}", flush=True)
+        off = {"MAMBA_KERNELS": "off"} if part in ("scan-course", "scan-reference") else {}
+        command = [sys.executable, __file__, "--scale", options.scale, "--part", part, "--until", str(until)]
+        while subprocess.run(command, env={**os.environ, **off}).returncode:
+            if not any(file_of(options.scale, part, p).with_suffix(".running").exists() for p in parts[part]):
+                failed.append(part)  # an error of its own, with a traceback
+                break
+    print(write(options.scale, parts))
+    if failed:
+        print(f"Not to the end: {', '.join(failed)} (see above). The same command goes on.")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on.", file=sys.stderr)
+        sys.exit(130)

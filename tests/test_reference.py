@@ -1,0 +1,292 @@
+"""`make reference` measures every point once, survives what a machine does to it, and labs can trust what it wrote."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+
+from shared import guard, models, notebooks, reference, timing
+from shared.sizes import check_name
+
+sys.path.insert(0, str(notebooks.ROOT / "data" / "reference"))
+import points
+import speed
+
+# ---- the plan -----------------------------------------------------------------------------------------------------
+
+
+def test_scale_full_has_every_comparison_that_the_labs_make():
+    parts = points.plan("full", on_gpu=True)
+    pair = {"mamba-2.8b", "pythia-2.8b"}
+    both = {False, True}  # step by step, and as a CUDA graph
+    assert {(p["model"], p["graph"], p["tokens"]) for p in parts["context"]} == {
+        (name, graph, 2**k) for name in pair for graph in both for k in range(10, 18)
+    }
+    assert {(p["model"], p["batch"]) for p in parts["batch"]} == {(name, 2**k) for name in pair for k in range(7)}
+    assert {p["model"] for p in parts["mixtures"]} == {"olmoe-1b-7b", "deepseek-moe-16b"}
+    assert {p["model"] for p in parts["large"]} == {"mixtral-8x7b"}
+    assert [p["layers"] for p in parts["hybrid"]] == [8, 16, 24, 32]
+    assert {p["path"] for part in parts if part.startswith("scan-") for p in parts[part]} == {
+        "kernel",
+        "course",
+        "reference",
+    }
+    assert {p["way"] for p in parts["tuning"]} == set(points.WAYS)
+    for scale in points.SETTINGS:
+        for part in points.plan(scale, on_gpu=True).values():
+            assert all(check_name(p["model"]) for p in part if "way" not in p)
+            assert len({json.dumps(p) for p in part}) == len(part)
+
+
+def test_a_cpu_measures_no_graph_and_no_kernel():
+    parts = points.plan("tiny", on_gpu=False)
+    assert not any(point.get("graph") for part in parts.values() for point in part) and "scan-kernel" not in parts
+
+
+# ---- one point ----------------------------------------------------------------------------------------------------
+
+POINT = {"model": "tiny/mamba", "graph": False, "tokens": 64, "batch": 2}
+BEFORE = {"tokens": 32, "batch": 1, "peak_bytes": 1000, "time_to_first_token": 1.0}
+
+
+def test_what_would_not_fit_is_not_tried(monkeypatch):
+    bench = points.Bench("tiny")
+    monkeypatch.setattr(guard, "budget", lambda device=None: 3999)  # four times the tokens, four times the peak
+    monkeypatch.setattr(bench, "load", None)
+    assert bench.row(POINT, BEFORE) == {"status": "out of memory", "expected_bytes": 4000}
+
+
+def test_what_would_take_minutes_is_not_tried(monkeypatch):
+    bench = points.Bench("tiny")
+    monkeypatch.setattr(bench, "load", None)
+    assert bench.row(POINT, BEFORE | {"time_to_first_token": 16}) == {"status": "slow", "expected_seconds": 64}
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, guard.MemoryRanLow])
+def test_running_out_of_memory_is_a_result(monkeypatch, error):
+    bench = points.Bench("tiny")
+
+    def load(*arguments):
+        raise error("full")
+
+    monkeypatch.setattr(bench, "load", load)
+    assert bench.row(POINT, None) == {"status": "out of memory"}
+
+
+def test_a_path_that_is_not_here_is_refused_and_not_timed_under_another_name():
+    with pytest.raises(models.CourseError, match="course would run; `make kernels` builds"):
+        points.Bench("tiny").row({"model": "tiny/mamba", "path": "kernel", "tokens": 16, "batch": 1}, None)
+
+
+def test_layers_are_refused_before_a_byte_is_taken(monkeypatch):
+    monkeypatch.setattr(guard, "budget", lambda device=None: 10**9)
+    monkeypatch.setattr(models, "from_config", None)
+    with pytest.raises(models.NotEnoughMemory, match=r"jamba-v0.1 with 8 layers needs 26.6 GB and 1 GB are available"):
+        points.first_layers("jamba-v0.1", 8, torch.bfloat16, torch.device("cpu"))
+
+
+# ---- a run of the program -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The course without what is derived, so that nothing is written into this one."""
+    folder = tmp_path_factory.mktemp("course")
+    for name in ("shared", "data", "labs"):
+        shutil.copytree(notebooks.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (folder / "data/reference").glob(f"{reference.slug()}.json"):
+        file.unlink()
+    return folder
+
+
+def start(copy, *arguments) -> subprocess.Popen:
+    env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "COURSE_BUILD": str(copy / "build")}
+    command = [sys.executable, copy / "data/reference/speed.py", "--scale", "tiny", *arguments]
+    return subprocess.Popen(
+        command, env=env, cwd=copy, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def finished(process: subprocess.Popen) -> str:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return out
+
+
+def running(copy, process: subprocess.Popen) -> None:
+    """Wait until a point is being measured."""
+    while not list(copy.rglob("*.running")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def written(copy) -> list[dict]:
+    content = json.loads((copy / f"data/reference/{reference.slug()}.json").read_text())["tiny"]
+    return [dict(zip(content["columns"], row, strict=True)) for row in content["rows"]]
+
+
+def test_a_run_that_is_cut_short_goes_on_where_it_was(copy):
+    stopped = start(copy, "--part", "hybrid")
+    running(copy, stopped)
+    os.killpg(stopped.pid, signal.SIGINT)  # as Ctrl-C does
+    out, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130 and "the same command goes on" in out and "Traceback" not in out
+    assert not list(copy.rglob("*.running"))
+
+    total = sum(map(len, points.plan("tiny", torch.cuda.is_available()).values()))
+    assert f"2 of {total} points are measured" in finished(start(copy, "--part", "hybrid"))
+    files = {file: file.stat().st_mtime_ns for file in copy.glob("build/reference/*/*/*.json")}
+    assert len(files) == 2
+    finished(start(copy, "--part", "hybrid"))
+    assert {file: file.stat().st_mtime_ns for file in files} == files  # measured once
+
+    shapes = {row["layers"]: row for row in written(copy)}
+    for layers, row in shapes.items():
+        assert row["status"] == "ok" and row["part"] == "hybrid" and row["tokens"] == row["prompt_tokens"] == 256
+        model = points.first_layers("tiny/jamba", layers, torch.float32, torch.device("cpu"))
+        assert row["weight_bytes"] == sum(p.numel() * 4 for p in model.parameters())
+    assert shapes[4]["weight_bytes"] == models.size("tiny/jamba", torch.float32).weight_bytes
+    assert shapes[3]["weight_bytes"] < shapes[4]["weight_bytes"]
+
+
+def test_no_point_begins_after_the_deadline(monkeypatch, tmp_path):
+    monkeypatch.setattr(notebooks, "BUILD", tmp_path)
+    monkeypatch.setattr(points.Bench, "row", None)
+    speed.measure("tiny", "hybrid", until=time.time() - 1)
+    assert (
+        not list(tmp_path.rglob("*")) and speed.write("tiny", points.plan("tiny", False)) == "Nothing is measured yet."
+    )
+
+
+def test_a_point_that_kills_its_process_is_not_tried_again(copy):
+    process = start(copy, "--part", "large")
+    running(copy, process)
+    (worker,) = psutil.Process(process.pid).children()
+    worker.kill()  # as the kernel does where memory has run out
+    finished(process)
+    (row,) = [row for row in written(copy) if row["part"] == "large"]
+    assert row["status"] == "did not finish" and row["decode_seconds"] is None
+    assert {row["part"] for row in written(copy)} == {"hybrid", "large"}  # what was there before stays
+
+
+def test_an_error_ends_its_part_and_the_next_call_tries_again(copy):
+    broken = copy / "shared" / "scan.py"
+    text = broken.read_text()
+    broken.write_text(text + "\n\ndef in_transformers():\n    raise RuntimeError('not today')\n")
+    process = start(copy, "--part", "mixtures")
+    out, _ = process.communicate(timeout=300)
+    broken.write_text(text)
+    assert process.returncode == 1 and "not today" in out and "Not to the end: mixtures" in out
+    assert not list(copy.rglob("*.running"))
+
+
+def test_make_reference_says_what_a_machine_without_a_gpu_can_do():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run(["make", "reference"], cwd=notebooks.ROOT, capture_output=True, text=True)
+    assert done.returncode and "`make reference SCALE=tiny` measures this CPU" in done.stdout
+
+
+# ---- what is shipped ------------------------------------------------------------------------------------------------
+
+SHIPPED = [(scale, name) for scale in points.SETTINGS for name in reference.machines(scale)]
+
+
+@pytest.mark.parametrize(("scale", "machine"), SHIPPED)
+def test_a_shipped_machine_has_all_its_points_and_they_agree_with_arithmetic(scale, machine):
+    content = reference.machines(scale)[machine]
+    made = content["made"]
+    assert made.keys() >= {"machine", "threads", "torch", "transformers", "date", "kernels", "memory_bytes", "unified"}
+    rows = [dict(zip(content["columns"], row, strict=True)) for row in content["rows"]]
+    on_gpu = any(row["part"] == "scan-kernel" for row in rows)
+    planned = {part: len(of_it) for part, of_it in points.plan(scale, on_gpu).items()}
+    assert pd.Series([row["part"] for row in rows]).value_counts().to_dict() == planned
+    dtype = points.SETTINGS[scale]["dtype"]
+    for row in rows:
+        if row["status"] != "ok":
+            assert row["status"] in ("out of memory", "slow", "did not finish")
+            continue
+        if row["part"] in ("tuning", "hybrid"):
+            continue
+        size = models.size(row["model"], dtype)
+        assert row["weight_bytes"] == size.weight_bytes <= row["load_peak_bytes"]
+        assert row["time_to_first_token_q1"] <= row["time_to_first_token"] <= row["time_to_first_token_q3"]
+        if row["part"].startswith("scan-"):
+            assert row["path"] == row["part"].removeprefix("scan-")
+            continue
+        assert row["decode_seconds_q1"] <= row["decode_seconds"] <= row["decode_seconds_q3"]
+        assert row["decode_rate"] == pytest.approx(row["batch"] / row["decode_seconds"], rel=2e-3)
+        room = row["tokens"] + row["new_tokens"] - 1  # the last token is not read
+        cache = row["batch"] * (room * size.kv_bytes_per_token + size.state_bytes)
+        assert cache <= row["cache_bytes"] <= cache * (1 + (row["graph"] or 0) * 0.05)
+
+
+def test_the_full_scale_says_that_no_one_has_measured_it_until_somebody_has():
+    if not reference.machines("full"):
+        assert (
+            reference.said("full")
+            == ("No machine has been measured at scale full yet: `make reference` does that.")
+            == reference.table("context", "full", "model")
+        )
+        assert reference.rows("context", "full").empty
+
+
+# ---- what labs read -------------------------------------------------------------------------------------------------
+
+COLUMNS = ["part", "model", "graph", "tokens", "status", "decode_seconds", "peak_bytes"]
+ROWS = [
+    ["context", "a", False, 256, "ok", 0.002, 1_500_000],
+    ["context", "a", False, 512, "out of memory", None, None],
+    ["large", "b", True, 256, "did not finish", None, None],
+]
+
+
+@pytest.fixture
+def two_machines(monkeypatch, tmp_path):
+    monkeypatch.setattr(reference, "FOLDER", tmp_path)
+    for name in ("First", "Second"):
+        content = {"made": {"machine": name, "date": "2026-01-02"}, "bandwidth": 10, "columns": COLUMNS, "rows": ROWS}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"tiny": content}))
+    (tmp_path / "curves.json").write_text(json.dumps({"made": {}, "runs": {}}))
+
+
+def test_points_of_all_machines_come_as_one_table_without_those_that_failed(two_machines):
+    frame = reference.rows("context", "tiny")
+    assert list(frame.machine) == ["First", "Second"] and list(frame.tokens) == [256, 256]
+    assert reference.said("tiny") == "measured before, at scale tiny: First (2026-01-02), Second (2026-01-02)"
+    lines = reference.table("context", "tiny", "model", "decode_seconds", "peak_bytes").splitlines()
+    assert [line.split() for line in lines[1:]] == [[name, "a", "0.002", "1.5", "MB"] for name in ("First", "Second")]
+    assert reference.table("large", "tiny", "model") == "large: nothing measured on these machines"
+    assert reference.rows("context", "full").empty and "yet" in reference.said("full")
+
+
+def decoding(model: str, seconds: list[float], spread: float) -> pd.DataFrame:
+    rows = {"tokens": [256 * 2**k for k in range(len(seconds))], "decode_seconds": seconds}
+    quartiles = {f"decode_seconds_{q}": [s * f for s in seconds] for q, f in (("q1", 1 - spread), ("q3", 1 + spread))}
+    return pd.DataFrame(rows | quartiles).assign(model=model)
+
+
+def test_the_advantage_is_a_ratio_with_its_spread_and_begins_where_all_of_it_is_above_one():
+    both = pd.concat([decoding("mamba", [2, 2, 2, 2], 0.1), decoding("twin", [1, 2.2, 3, 6], 0.1)])
+    found = reference.advantage(both.sample(frac=1, random_state=0), "mamba", "twin")
+    assert list(found.tokens) == [256, 512, 1024, 2048] and list(found.ratio) == [0.5, 1.1, 1.5, 3]
+    assert found.low.to_list() == pytest.approx([r * 0.9 / 1.1 for r in found.ratio])
+    assert found.high.to_list() == pytest.approx([r * 1.1 / 0.9 for r in found.ratio])
+    assert reference.begins(found) == 1024  # at 512 the median is ahead, the spread is not
+    assert reference.begins(found[:2]) is None
+    assert reference.begins(found[2:]) == 1024
+    dip = found.assign(low=[2, 2, 0.9, 2])
+    assert reference.begins(dip) == 2048  # from there on, not before a context that it loses again
+
+
+def test_the_settings_are_those_of_the_timer():
+    for settings in points.SETTINGS.values():
+        assert settings["timing"]["new_tokens"] > timing.WARM_STEPS + 8
