@@ -37,6 +37,16 @@ def line(ax, x: Sequence[float], y: Sequence[float], architecture: str, label: s
         ax.annotate(label, (x[-1], y[-1]), xytext=(6, 0), textcoords="offset points", va="center", color=style["color"])
 
 
+def measured_before(ax, rows, x: str, y: str, architecture: str, scale: float = 1.0) -> None:
+    """Lay what machines of the course measured (`shared.reference`) over a figure: a dotted line for each.
+
+    rows: of one model. x, y: their columns; y is multiplied by `scale`.
+    """
+    for _, part in rows.groupby("machine"):
+        part = part.sort_values(x)
+        line(ax, part[x], part[y] * scale, architecture, linestyle=":", marker=None, linewidth=1.2)
+
+
 def end_labels(ax, x: float, ends: Sequence[tuple[float, str, str]], gap: float = 0.06) -> None:
     """Name series at their right ends, `ends` = (y, label, colour) at x; labels that would overlap are moved apart.
 
@@ -52,6 +62,7 @@ def end_labels(ax, x: float, ends: Sequence[tuple[float, str, str]], gap: float 
             heights[i] -= overlap / 2
             heights[i + 1] += overlap / 2
         heights[0] = max(heights[0], 0.02)
+        heights[-1] = min(heights[-1], 0.98)
     for (right, _), height, (_, label, color) in zip(points, heights, ends, strict=True):
         ax.annotate(label, (right + 0.015, height), xycoords="axes fraction", va="center", color=color)
 

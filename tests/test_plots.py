@@ -62,6 +62,16 @@ def test_labels_at_the_ends_keep_their_order_and_do_not_overlap(scale):
     plt.close(fig)
 
 
+def test_labels_of_lines_that_all_end_at_the_top_stay_beside_the_axes():
+    fig, ax = plots.figure()
+    ends = [(1 - 0.01 * i, f"model {i}", "black") for i in range(6)]
+    ax.plot([1, 2, 2], [0, 1, 0.95])
+    plots.end_labels(ax, 2, ends, gap=0.075)
+    heights = sorted(label.xy[1] for label in ax.texts)
+    assert all(b - a > 0.07 for a, b in itertools.pairwise(heights)) and heights[0] > 0 and heights[-1] <= 1
+    plt.close(fig)
+
+
 def test_a_signed_heat_map_is_white_at_zero_and_an_unsigned_one_begins_there():
     fig, ax = plots.figure()
     plots.heat(ax, torch.tensor([[-4.0, 0.0, 1.0]]), "change", signed=True)
