@@ -65,6 +65,29 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+REFUSES = """
+def {name}(x, *args, **kwargs):
+    if not x.is_cuda:
+        raise RuntimeError("a CUDA kernel got a CPU tensor")
+"""
+STUB = {
+    "causal_conv1d/__init__.py": ("causal_conv1d_fn", "causal_conv1d_update"),
+    "mamba_ssm/__init__.py": (),
+    "mamba_ssm/ops/__init__.py": (),
+    "mamba_ssm/ops/triton/__init__.py": (),
+    "mamba_ssm/ops/selective_scan_interface.py": ("mamba_inner_fn", "selective_scan_fn"),
+    "mamba_ssm/ops/triton/selective_state_update.py": ("selective_state_update",),
+}
+
+
+def stub_kernels(folder, extra: str = ""):
+    """Packages that can be imported as Mamba's kernels can, and whose functions crash on a CPU tensor as theirs do."""
+    for file, names in STUB.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(extra + "".join(REFUSES.format(name=name) for name in names))
+    return folder
+
+
 def published_bytes(*names: str) -> int:
     """Bytes of the weights of models as they are published, in the type that their configs name."""
     from shared import models

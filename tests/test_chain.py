@@ -10,6 +10,7 @@ import sys
 
 import nbformat
 import pytest
+from conftest import stub_kernels
 
 from shared import checks, notebooks
 
@@ -49,8 +50,10 @@ def test_every_check_of_the_solved_lab_is_green_and_no_cell_fails_or_warns(made,
 
 @pytest.fixture(scope="session")
 def nothing_from_before(no_network, tmp_path_factory) -> dict[str, str]:
-    """Without network, and in another build folder: what the first run saved there cannot help the second."""
-    return {**no_network, "COURSE_BUILD": str(tmp_path_factory.mktemp("build"))}
+    """Without network, in another build folder (what the first run saved there cannot help), and with kernels that
+    crash on a CPU tensor, as those that `make kernels` builds do: a lab whose CPU models reached them would fail."""
+    folder, stubs = tmp_path_factory.mktemp("build"), stub_kernels(tmp_path_factory.mktemp("kernels"))
+    return {**no_network, "COURSE_BUILD": str(folder), "PYTHONPATH": str(stubs)}
 
 
 @EACH

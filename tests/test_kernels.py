@@ -14,33 +14,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import stub_kernels
 
 from shared import kernels, verify
 from shared.notebooks import ROOT
 
 # ---- who runs them ----------------------------------------------------------------------------------------------
-
-REFUSES = """
-def {name}(x, *args, **kwargs):
-    if not x.is_cuda:
-        raise RuntimeError("a CUDA kernel got a CPU tensor")
-"""
-STUB = {
-    "causal_conv1d/__init__.py": ("causal_conv1d_fn", "causal_conv1d_update"),
-    "mamba_ssm/__init__.py": (),
-    "mamba_ssm/ops/__init__.py": (),
-    "mamba_ssm/ops/triton/__init__.py": (),
-    "mamba_ssm/ops/selective_scan_interface.py": ("mamba_inner_fn", "selective_scan_fn"),
-    "mamba_ssm/ops/triton/selective_state_update.py": ("selective_state_update",),
-}
-
-
-def stub(folder, extra: str = ""):
-    """Packages that can be imported as the real ones can, and whose functions crash on a CPU tensor."""
-    for file, names in STUB.items():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(extra + "".join(REFUSES.format(name=name) for name in names))
-    return folder
 
 
 def python(code: str, path="", **env) -> subprocess.CompletedProcess:
@@ -89,7 +68,7 @@ def without():
 
 
 def test_with_kernels_installed_the_cpu_gives_the_same_results_by_the_same_path(tmp_path, without):
-    done = python(USE, stub(tmp_path))
+    done = python(USE, stub_kernels(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout == without
     assert "('tiny/mamba', 'path'): 'reference'" in without and "the course's scan\"): 'course'" in without
@@ -97,12 +76,12 @@ def test_with_kernels_installed_the_cpu_gives_the_same_results_by_the_same_path(
 
 def test_without_the_remedy_the_stub_crashes_as_the_real_kernels_do(tmp_path):
     """Otherwise the test above would show nothing."""
-    done = python("from shared import kernels\nkernels.by_device = lambda: None\n" + USE, stub(tmp_path))
+    done = python("from shared import kernels\nkernels.by_device = lambda: None\n" + USE, stub_kernels(tmp_path))
     assert "RuntimeError: a CUDA kernel got a CPU tensor" in done.stderr
 
 
 def test_a_broken_build_leaves_the_reference_and_is_called_broken(tmp_path):
-    stub(tmp_path, "raise ImportError('selective_scan_cuda.so: undefined symbol: _ZN3c104cuda')\n")
+    stub_kernels(tmp_path, "raise ImportError('selective_scan_cuda.so: undefined symbol: _ZN3c104cuda')\n")
     done = python(
         "from shared import kernels, models\n"
         "print(models.path(models.load('tiny/mamba', device='cpu')[0]))\nprint(*kernels.status())",
@@ -117,7 +96,7 @@ def test_a_broken_build_leaves_the_reference_and_is_called_broken(tmp_path):
 def test_status_tells_installed_from_half_installed_from_absent(tmp_path):
     code = "from shared import kernels\nprint(*kernels.status())"
     assert python(code).stdout == "not installed \n"
-    assert python(code, stub(tmp_path)).stdout == "installed \n"
+    assert python(code, stub_kernels(tmp_path)).stdout == "installed \n"
     (tmp_path / "mamba_ssm").rename(tmp_path / "away")
     assert python(code, tmp_path).stdout == "broken causal_conv1d is there without mamba_ssm\n"
 
@@ -139,7 +118,7 @@ print((found, paths))
 
 def test_a_gpu_gets_the_kernel_and_a_cpu_the_reference_unless_the_kernels_are_off(tmp_path):
     library = "transformers.models.mamba.modeling_mamba"
-    found, paths = eval(python(CHOICE, stub(tmp_path)).stdout)
+    found, paths = eval(python(CHOICE, stub_kernels(tmp_path)).stdout)
     assert paths == ["kernel", "reference"]
     assert all(cpu == library and gpu.split(".")[0] in kernels.PACKAGES for gpu, cpu in found.values())
     found, paths = eval(python(CHOICE, tmp_path, MAMBA_KERNELS="off").stdout)
