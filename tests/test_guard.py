@@ -45,6 +45,27 @@ def spark(tmp_path, monkeypatch):
     return state
 
 
+# -------------------------------------------------------------------------------------------------- what is available
+
+# What a DGX Spark said before a file of 60 GiB was written, with the file in the page cache, and after it was deleted:
+# GiB, as measured in pull request 10704 of unslothai/unsloth (September 2026). CUDA's free is the kernel's MemFree.
+GB10 = [
+    {"cuda": 103.25, "MemFree": 103.25, "MemAvailable": 115.85, "Cached": 12.64},
+    {"cuda": 41.52, "MemFree": 41.52, "MemAvailable": 115.65, "Cached": 72.64},
+    {"cuda": 103.30, "MemFree": 103.30, "MemAvailable": 115.87, "Cached": 12.61},
+]
+
+
+@pytest.mark.parametrize("said", GB10)
+def test_a_file_in_the_page_cache_of_a_gb10_takes_nothing_from_a_model(said, spark, monkeypatch):
+    rows = [f"{field}: {round(said[field] * 2**20)} kB" for field in ("MemFree", "MemAvailable", "Cached")]
+    spark.file.write_text("\n".join(["MemTotal: 127600748 kB", *rows]))  # a Spark's MemTotal, as its owners publish it
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (int(said["cuda"] * 2**30), 0))
+    assert memory.available() == pytest.approx(said["MemAvailable"] * 2**30, rel=1e-6)
+    assert guard.budget() == memory.available() - guard.reserve()
+    assert models.fits("mixtral-8x7b", weights="random"), "93 GB fit beside the reserve, whatever the page cache has"
+
+
 # ------------------------------------------------------------------------------------------------- reserve and budget
 
 
