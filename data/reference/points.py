@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import torch
 
-from shared import data, finetune, guard, memory, models, notebooks, scan, timing
+from shared import data, guard, memory, models, notebooks, scan, timing
 from shared.errors import CourseError
 from shared.sizes import published_config
 
@@ -145,6 +145,8 @@ class Bench:
 
     def tune(self, point: dict, seconds: float) -> dict:
         """Two steps of a fine-tuning with AdamW: their peak with the model in it, which is made anew."""
+        from shared import finetune  # with Trainer and peft, which no other part waits for
+
         if self.key != "tuned":
             self.key = "tuned"
             self.tune(point | {"tokens": 16, "batch": 1}, 0)  # what the first of all makes for good is none of a peak

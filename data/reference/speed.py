@@ -106,6 +106,15 @@ def shortened(value):
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
+def call(command: list, env: dict[str, str]) -> int:
+    """The exit status of a command, which gets the time to clean up where Ctrl-C ends both."""
+    process = subprocess.Popen(command, env=env)
+    try:
+        return process.wait()
+    finally:  # subprocess.run would kill it
+        process.wait()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="full", choices=tuple(SETTINGS))
@@ -129,7 +138,7 @@ def main() -> int:
         print(f"-- {part}", flush=True)
         off = {"MAMBA_KERNELS": "off"} if part in ("scan-course", "scan-reference") else {}
         command = [sys.executable, __file__, "--scale", options.scale, "--part", part, "--until", str(until)]
-        while subprocess.run(command, env={**os.environ, **off}).returncode:
+        while call(command, {**os.environ, **off}):
             if not any(file_of(options.scale, part, p).with_suffix(".running").exists() for p in parts[part]):
                 failed.append(part)  # an error of its own, with a traceback
                 break
