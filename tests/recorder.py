@@ -35,7 +35,7 @@ def waits(function, tensors: list[torch.Tensor]) -> bool:
     # An index of truth values is turned into positions, however many there are.
     if name in {"index", "index_put", "index_put_"}:
         return any(t.dtype in (torch.bool, torch.uint8) for t in tensors[1:])
-    # GroupedBlas.cpp of torch 2.13: bfloat16 has a kernel on Hopper, all else loops over offsets on the host.
+    # torch's GroupedBlas.cpp: bfloat16 has a kernel on capability 9 and 10, all else loops over offsets on the host.
     if name == "_grouped_mm":
         return tensors[0].dtype != torch.bfloat16
     return name in HOST or function is aten.repeat_interleave.Tensor

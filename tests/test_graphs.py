@@ -162,7 +162,7 @@ def test_a_step_that_fails_only_while_it_is_recorded_is_one_sentence_too(recorde
 @pytest.mark.parametrize("name", MOE)
 @torch.inference_mode()
 def test_experts_that_wait_for_the_host_are_one_sentence_that_names_those_that_do_not(recorder, name, implementation):
-    """One by one, as with bits=8; or grouped without a kernel for it: in float32, or on a GPU that is no Hopper."""
+    """One by one, as with bits=8; or grouped without a kernel for it: in float32, or on a GPU of capability 8 or 12."""
     model = load(name)
     model.set_experts_implementation(implementation)
     assert 'set_experts_implementation("batched_mm")' in sentence(Decoding(model, prompt(model)))
