@@ -7,6 +7,7 @@ Rules of recording: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-gr
 tests/recorder.py records and replays operators by the same rules.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -50,17 +51,14 @@ def capture(step: Callable[[], None], device: torch.device | str, warmup: int = 
     """
     if torch.device(device).type != DEVICE:
         raise CourseError(f"CUDA graphs need an NVIDIA GPU, and this model is on the {device}: decode eagerly.")
-    graph, stream, before = torch.cuda.CUDAGraph(), torch.cuda.Stream(device), torch.cuda.get_sync_debug_mode()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     # Nothing can be recorded on the default stream, and a workspace made in warm-up serves its own stream alone.
     with torch.cuda.stream(stream):
         for _ in range(warmup - 1):
             step()
         try:
-            # A step that waits is found here: once recording has failed, CUDA is not to be relied on in this process.
-            torch.cuda.set_sync_debug_mode("error")
-            step()
-            torch.cuda.set_sync_debug_mode(before)
+            _strictly(step)
             stream.synchronize()
             _record(step, graph)
         except torch.OutOfMemoryError:
@@ -71,14 +69,24 @@ def capture(step: Callable[[], None], device: torch.device | str, warmup: int = 
                 'a mixture of experts in 16 bits, call model.set_experts_implementation("batched_mm") first, which '
                 "does not wait for the GPU."
             ) from error
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
     torch.cuda.current_stream(device).wait_stream(stream)
 
     def replay(_kept=step) -> None:  # the graph knows addresses: the step keeps what lies there
         graph.replay()
 
     return replay
+
+
+def _strictly(step: Callable[[], None]) -> None:
+    """Call a step that raises where it waits: once a recording has failed, CUDA is not to be relied on any more."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
 
 def _record(step: Callable[[], None], graph) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -19,18 +20,18 @@ class StepProfile:
     """One eager decode step; all seconds are of a step.
 
     Attributes:
-        operators: calls into torch.
+        operations: calls into torch.
         kernels: launches on the GPU, copies among them; 0 on a CPU.
         seconds: median without the profiler.
-        profiled_seconds: of the step whose shares these are, with it. Noting each operator takes time too: 30 to 90 %
-            of a step more in the tiny models on a CPU.
-        shares: part -> share of the step; they add up to 1. On a CPU "matrix products", "other operators" (torch's own
-            work around the products too) and "between operators" (Python) are shares of the profiled step, which makes
+        profiled_seconds: the same with it. Noting each operation takes time too: 30 to 90 % of a step more in the tiny
+            models on a CPU.
+        shares: part -> share of the step; they add up to 1. On a CPU "matrix products", "other operations" (torch's own
+            work around the products too) and "between operations" (Python) are shares of the profiled step, which makes
             the last two, with their many calls, a little larger than they are. On a GPU "GPU computing" (a clock of the
             GPU's own, which the profiler does not slow) and "GPU waiting" are shares of the step without it.
     """
 
-    operators: int
+    operations: int
     kernels: int
     seconds: float
     profiled_seconds: float
@@ -38,8 +39,8 @@ class StepProfile:
 
 
 @torch.inference_mode()
-def step_profile(model, input_ids: torch.Tensor, steps: int = 7) -> StepProfile:
-    """Profile the median of `steps` eager decode steps after `input_ids` (B, T); 25 others give `seconds`.
+def step_profile(model, input_ids: torch.Tensor, steps: int = 9) -> StepProfile:
+    """Profile `steps` eager decode steps after `input_ids` (B, T); 25 others give `seconds`.
 
     Raises: CourseError where the profiler is not allowed to see the GPU.
     """
@@ -62,16 +63,18 @@ def step_profile(model, input_ids: torch.Tensor, steps: int = 7) -> StepProfile:
             with profiler.profile(use_device="cuda" if on_gpu else None, use_kineto=True) as profile:
                 [length] = timing.measure(step, device, warmup=0, repeats=1)
             profiles.append((length, profile))
-    profiled, profile = sorted(profiles, key=lambda each: each[0])[steps // 2]
-    launches = [event for event in profile.function_events if event.device_type.name == "CUDA"]
-    if on_gpu and not launches:
-        raise CourseError("The profiler sees no kernels on this GPU: a container may need --cap-add=SYS_ADMIN for it.")
-    shares = _on_gpu(launches, seconds) if on_gpu else _on_cpu(profile.function_events, profiled)
-    return StepProfile(counted.calls, len(launches), seconds, profiled, shares)
+    seen = [(length, profile.function_events) for length, profile in profiles]
+    kernels = [[event for event in events if event.device_type.name == "CUDA"] for _, events in seen]
+    if on_gpu and not kernels[0]:
+        raise CourseError("The profiler sees no kernels on this GPU: run this where it may, as outside a container.")
+    parts = _on_gpu(kernels, seconds) if on_gpu else _on_cpu(seen)
+    profiled = statistics.median(length for length, _ in seen) if on_gpu else sum(parts.values())
+    shares = {part: spent / sum(parts.values()) for part, spent in parts.items()}
+    return StepProfile(counted.calls, len(kernels[0]), seconds, profiled, shares)
 
 
 class _Count(TorchDispatchMode):
-    """Counts the operators that are called inside the with."""
+    """Counts the operations that are called inside the with."""
 
     calls = 0
 
@@ -80,17 +83,28 @@ class _Count(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def _on_cpu(events, seconds: float) -> dict[str, float]:
-    """Shares of `seconds`, from the time that each operator spent in itself and not in operators that it called."""
-    products = sum(e.self_cpu_time_total for e in events if e.name.removeprefix("aten::") in PRODUCTS) / 1e6
-    operators = sum(e.self_cpu_time_total for e in events) / 1e6
-    parts = products, operators - products, seconds - operators
-    return dict(
-        zip(("matrix products", "other operators", "between operators"), (p / seconds for p in parts), strict=True)
-    )
+def _on_cpu(steps) -> dict[str, float]:
+    """Seconds of each part of a step, given the (seconds, events) of several: the time that operations spent in
+    themselves and not in others that they called, for each name the median, so that no disturbance counts.
+    """
+    import pandas as pd
+
+    rows = []
+    for seconds, events in steps:
+        spent = Counter()
+        for event in events:
+            spent[event.name.removeprefix("aten::")] += event.self_cpu_time_total / 1e6
+        rows.append({**spent, "": seconds - spent.total()})
+    usual = pd.DataFrame(rows).median().to_dict()
+    between, products = usual.pop(""), sum(usual.get(name, 0.0) for name in PRODUCTS)
+    return {
+        "matrix products": products,
+        "other operations": sum(usual.values()) - products,
+        "between operations": between,
+    }
 
 
-def _on_gpu(launches, seconds: float) -> dict[str, float]:
-    """Shares of `seconds`, from the kernels' times: one stream runs one after the other."""
-    busy = min(1.0, sum(e.time_range.elapsed_us() for e in launches) / 1e6 / seconds)
-    return {"GPU computing": busy, "GPU waiting": 1 - busy}
+def _on_gpu(steps, seconds: float) -> dict[str, float]:
+    """Seconds of each part of a step of `seconds`, given the kernels of several: one stream runs one after another."""
+    busy = statistics.median(sum(kernel.time_range.elapsed_us() for kernel in kernels) for kernels in steps) / 1e6
+    return {"GPU computing": min(busy, seconds), "GPU waiting": max(seconds - busy, 0.0)}

@@ -6,6 +6,7 @@ would do now; an operator that needs its result on the host cannot be recorded; 
 What it lacks: kernels, memory that is used twice, speed.
 """
 
+import warnings
 from contextlib import contextmanager
 
 import torch
@@ -176,6 +177,7 @@ class Cuda:
 
     @classmethod
     def set_sync_debug_mode(cls, mode) -> None:
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=2)  # torch says it once
         if mode == "error" and not cls.strict:
             cls.strict = Strict()
             cls.strict.__enter__()

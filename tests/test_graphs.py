@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.cache_utils import StaticLayer
 
-from shared import data, graphs, memory, models, timing
+from shared import data, graphs, memory, models, scan, timing
 from shared.errors import CourseError
 from shared.sizes import published_config
 
@@ -69,6 +69,7 @@ class Decoding:
         return self.written
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("name", TINY)
 @torch.inference_mode()
@@ -79,6 +80,15 @@ def test_replayed_decode_writes_the_tokens_of_eager_decode(recorder, name, batch
     assert torch.equal(Decoding(model, ids).replayed(), eager)
     assert len(recorder) == 1 and recorder[0].replays == STEPS - 3
     assert len(eager[0].unique()) > 3, "a text that says one thing could hide a cache that stands still"
+
+
+@pytest.mark.parametrize("name", ["tiny/mamba", "tiny/jamba"])
+@torch.inference_mode()
+def test_a_step_can_be_recorded_where_the_courses_scan_stands_in_for_the_librarys(recorder, name):
+    model = load(name)
+    ids = prompt(model)
+    with scan.in_transformers():
+        assert torch.equal(Decoding(model, ids).replayed(), Decoding(model, ids).eagerly())
 
 
 @pytest.mark.parametrize("name", MOE)

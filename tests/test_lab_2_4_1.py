@@ -4,6 +4,7 @@ import re
 
 import pandas as pd
 import pytest
+import torch
 from conftest import numbers, published_bytes
 
 from shared import memory, models, notebooks
@@ -119,6 +120,17 @@ def test_tiny_steps_stay_below_the_roofline_because_they_cost_calls(said):
     assert mamba[0] > 2 * transformer[0]  # operations per token
     assert mamba[1] > transformer[1]  # so at a short context the small Mamba loses
     assert 1 / 3 < mamba[2] / transformer[2] < 3  # what one operation costs is alike
+
+
+def test_the_products_whose_bytes_the_bound_counts_are_the_smaller_part_of_a_tiny_step(said):
+    shares = dict(re.findall(r"(tiny/\w+): for (\d+)% of a step", said["operations-figure"]))
+    assert set(shares) == {"tiny/mamba", "tiny/transformer"}
+    assert all(0 < int(share) < 50 for share in shares.values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU prints a table there")
+def test_a_machine_without_a_gpu_is_told_that_graphs_need_one(said):
+    assert said["graphs"].strip() == "CUDA graphs need an NVIDIA GPU; on this CPU every step is eager."
 
 
 def test_unlimited_context_is_claimed_for_a_fixed_state_alone(said):

@@ -1,4 +1,4 @@
-"""The parts of a decode step add up to it, and its operators are counted exactly."""
+"""The parts of a decode step add up to it, and its operations are counted exactly."""
 
 import pytest
 import torch
@@ -19,10 +19,10 @@ def prompt(length: int = 16) -> torch.Tensor:
     return torch.randint(100, 200, (1, length), generator=torch.Generator().manual_seed(1))
 
 
-def test_operators_are_counted_and_twice_the_layers_take_more_of_them():
+def test_operations_are_counted_and_twice_the_layers_take_more_of_them():
     two, again, four = (profiles.step_profile(mamba(layers), prompt()) for layers in (2, 2, 4))
-    assert two.operators == again.operators > 50
-    assert 1.6 * two.operators < four.operators < 2 * two.operators
+    assert two.operations == again.operations > 50
+    assert 1.6 * two.operations < four.operations < 2 * two.operations
     assert two.kernels == 0 and two.seconds > 0 and two.profiled_seconds > 0
 
 
@@ -30,7 +30,7 @@ def test_operators_are_counted_and_twice_the_layers_take_more_of_them():
 def test_on_a_cpu_the_parts_add_up_to_the_step(name):
     model, _ = models.load(name, device="cpu")
     shares = profiles.step_profile(model, prompt()).shares
-    assert list(shares) == ["matrix products", "other operators", "between operators"]
+    assert list(shares) == ["matrix products", "other operations", "between operations"]
     assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) > 0
 
 
@@ -66,17 +66,21 @@ def event(name: str, device: DeviceType, start: float, end: float) -> FunctionEv
 
 
 def test_on_a_gpu_the_kernels_are_the_time_in_which_it_computes():
-    launches = [event("gemv", DeviceType.CUDA, 0, 30), event("copy", DeviceType.CUDA, 60, 70)]
-    assert profiles._on_gpu(launches, seconds=100e-6) == pytest.approx({"GPU computing": 0.4, "GPU waiting": 0.6})
+    step = [event("gemv", DeviceType.CUDA, 0, 30), event("copy", DeviceType.CUDA, 60, 70)]
+    assert profiles._on_gpu([step], 100e-6) == pytest.approx({"GPU computing": 40e-6, "GPU waiting": 60e-6})
     # Clocks differ: a step of which every moment is a kernel's is no more than all of it.
-    assert profiles._on_gpu(launches, seconds=39e-6) == {"GPU computing": 1.0, "GPU waiting": 0.0}
+    assert profiles._on_gpu([step], 39e-6) == pytest.approx({"GPU computing": 39e-6, "GPU waiting": 0.0})
 
 
-def test_a_products_own_time_is_not_that_of_the_operator_around_it():
-    outer, inner = event("aten::linear", DeviceType.CPU, 0, 50), event("aten::mm", DeviceType.CPU, 10, 40)
-    outer.append_cpu_child(inner)
-    shares = profiles._on_cpu([outer, inner], seconds=100e-6)
-    assert list(shares.values()) == pytest.approx([0.3, 0.2, 0.5])
+def test_a_products_own_time_is_not_that_of_the_operation_around_it_and_a_disturbance_is_nobodys():
+    def step(late: float) -> tuple[float, list[FunctionEvent]]:
+        outer = event("aten::linear", DeviceType.CPU, 0, 50 + late)
+        inner = event("aten::mm", DeviceType.CPU, 10, 40 + late)
+        outer.append_cpu_child(inner)
+        return 100e-6 + late * 1e-6, [outer, inner]
+
+    parts = profiles._on_cpu([step(0), step(900), step(0)])
+    assert list(parts.values()) == pytest.approx([30e-6, 20e-6, 50e-6])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="reads the clock of a GPU")
