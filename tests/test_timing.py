@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import itertools
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,10 +92,14 @@ def test_generation_reports_rates_that_follow_from_its_times(pair, architecture)
     assert t.decode_seconds_q1 <= t.decode_seconds <= t.decode_seconds_q3
 
 
-def test_a_short_run_is_repeated_until_enough_time_has_passed(pair):
+def test_a_short_run_is_repeated_until_enough_time_has_passed(pair, monkeypatch):
     asked = {"new_tokens": 2, "repeats": 2, "warmup": 1}
+    ticks = itertools.count()
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 1000))
     t = timing.generation(pair["transformer"], prompt(8), least_seconds=0.3, **asked)
-    assert t.repeats > 2 and t.repeats * (t.time_to_first_token + t.decode_seconds) > 0.1
+    assert t.time_to_first_token == pytest.approx(0.001) == t.decode_seconds
+    # A run looks at the clock four times, and once more before the next: 5 ms of this clock, so 60 in 0.3 s.
+    assert t.repeats in (60, 61)
     assert timing.generation(pair["transformer"], prompt(8), **asked).repeats == 2
 
 
