@@ -170,6 +170,9 @@ def test_a_point_that_kills_its_process_is_not_tried_again(copy):
     process = start(copy, "--part", "large")
     running(copy, process)
     (worker,) = psutil.Process(process.pid).children()
+    worker.suspend()
+    second = start(copy, "--part", "large")  # the point is being measured: that is no reason to give it up
+    assert "Another `make reference` is measuring" in second.communicate(timeout=60)[0] and second.returncode == 1
     worker.kill()  # as the kernel does where memory has run out
     finished(process)
     (row,) = [row for row in written(copy) if row["part"] == "large"]
@@ -186,6 +189,19 @@ def test_an_error_ends_its_part_and_the_next_call_tries_again(copy):
     broken.write_text(text)
     assert process.returncode == 1 and "not today" in out and "Not to the end: mixtures" in out
     assert not list(copy.rglob("*.running"))
+
+
+def test_a_part_whose_process_ends_at_once_is_left_and_not_begun_for_ever(copy):
+    stale = copy / f"build/reference/{reference.slug()}-tiny/batch/tiny_mamba-False-256-1.running"
+    stale.parent.mkdir(parents=True)
+    stale.touch()  # from a process that was killed
+    broken = copy / "data" / "reference" / "parts.py"
+    text = broken.read_text()
+    broken.write_text(text + "\nimport sys\nif '--until' in sys.argv:\n    raise OSError('no driver')\n")
+    out, _ = (process := start(copy, "--part", "batch")).communicate(timeout=300)
+    broken.write_text(text)
+    stale.unlink()
+    assert process.returncode == 1 and out.count("no driver") == 4 and "Not to the end: batch" in out
 
 
 def test_make_reference_says_what_a_machine_without_a_gpu_can_do():

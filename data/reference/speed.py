@@ -20,6 +20,7 @@ The file holds, by scale,
 """
 
 import argparse
+import fcntl
 import json
 import os
 import subprocess
@@ -106,9 +107,22 @@ def shortened(value):
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def call(command: list, env: dict[str, str]) -> int:
+def locked():
+    """A file that one call holds at a time, with the process that measures for it; None where another one does."""
+    file = notebooks.BUILD / "reference" / "lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file = file.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def call(command: list, env: dict[str, str], lock) -> int:
     """The exit status of a command, which gets the time to clean up where Ctrl-C ends both."""
-    process = subprocess.Popen(command, env=env)
+    process = subprocess.Popen(command, env=env, pass_fds=[lock.fileno()])
     try:
         return process.wait()
     finally:  # subprocess.run would kill it
@@ -133,15 +147,22 @@ def main() -> int:
     if options.part and options.part not in parts:
         print(f"There is no part {options.part!r}; the parts are {', '.join(parts)}.")
         return 1
+    if not (lock := locked()):
+        print("Another `make reference` is measuring: wait until it ends.")
+        return 1
     until, failed = time.time() + 60 * options.minutes, []
     for part in [options.part] if options.part else parts:
         print(f"-- {part}", flush=True)
         off = {"MAMBA_KERNELS": "off"} if part in ("scan-course", "scan-reference") else {}
         command = [sys.executable, __file__, "--scale", options.scale, "--part", part, "--until", str(until)]
-        while call(command, {**os.environ, **off}):
-            if not any(file_of(options.scale, part, p).with_suffix(".running").exists() for p in parts[part]):
-                failed.append(part)  # an error of its own, with a traceback
+        before = None
+        while call(command, {**os.environ, **off}, lock):
+            files = [file_of(options.scale, part, point).with_suffix(".running") for point in parts[part]]
+            killed = [file for file in files if file.exists()]
+            if not killed or killed == before:  # an error of its own, with a traceback
+                failed.append(part)
                 break
+            before = killed
     print(write(options.scale, parts))
     if failed:
         print(f"Not to the end: {', '.join(failed)} (see above). The same command goes on.")
