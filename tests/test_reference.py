@@ -167,6 +167,9 @@ def test_no_point_begins_after_the_deadline(monkeypatch, tmp_path):
 
 
 def test_a_point_that_kills_its_process_is_not_tried_again(copy):
+    file = copy / f"data/reference/{reference.slug()}.json"
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | {"full": "of another day"}))
     process = start(copy, "--part", "large")
     running(copy, process)
     (worker,) = psutil.Process(process.pid).children()
@@ -176,8 +179,8 @@ def test_a_point_that_kills_its_process_is_not_tried_again(copy):
     worker.kill()  # as the kernel does where memory has run out
     finished(process)
     (row,) = [row for row in written(copy) if row["part"] == "large"]
-    assert row["status"] == "did not finish" and row["decode_seconds"] is None
-    assert {row["part"] for row in written(copy)} == {"hybrid", "large"}  # what was there before stays
+    assert row["status"] == "did not finish" and row.get("decode_seconds") is None
+    assert json.loads(file.read_text())["full"] == "of another day"  # what was there before stays
 
 
 def test_an_error_ends_its_part_and_the_next_call_tries_again(copy):
