@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import numbers, published_bytes
 
-from shared import memory, models, notebooks
+from shared import memory, models, notebooks, reference
 from shared.sizes import published_config
 
 LAB = "2.4.1"
@@ -99,6 +99,26 @@ def growth(swept: pd.DataFrame, architecture: str, column: str) -> float:
 def test_decoding_slows_down_with_context_for_the_transformer_and_not_for_mamba(swept):
     mamba, transformer = (growth(swept, a, "decode_seconds") for a in ("mamba", "transformer"))
     assert transformer > 1.7 and transformer > 1.5 * mamba
+
+
+def test_mamba_s_advantage_rises_with_the_context_and_is_said_with_its_spread(said, swept):
+    ratio, low, high = numbers(said["advantage"].splitlines()[0].split("tokens", 1)[1])[:3]
+    assert low <= ratio <= high
+    found = reference.advantage(swept, "tiny/mamba", "tiny/transformer")
+    assert ratio == round(found.ratio.iloc[-1], 2) and found.ratio.iloc[-1] > 1.5 * found.ratio.iloc[0]
+    begins = reference.begins(found)
+    start = f"from {begins:,} tokens on" if begins else "at no measured context"
+    assert said["advantage"].splitlines()[0].endswith(f"Mamba is ahead {start}")
+
+
+def test_what_machines_have_measured_stands_beside_this_run(said):
+    measured = reference.machines("tiny")
+    assert measured
+    for cell in ("sweep-figure", "advantage", "bandwidth-before", "fits-measured"):
+        assert all(machine in said[cell] for machine in measured), cell
+    for name in ("tiny/olmoe", "tiny/jamba"):  # the last row of each has all of its layers
+        row = [line for line in said["fits-measured"].splitlines() if name in line][-1]
+        assert memory.human(models.size(name, torch.float32).weight_bytes) in row
 
 
 def test_prefill_is_never_free(swept):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import numbers, published_bytes
 
-from shared import data, notebooks
+from shared import data, notebooks, reference
 from shared.sizes import published_config
 
 LAB = "2.4.2"
@@ -274,3 +274,11 @@ def test_the_download_that_the_header_names_is_that_of_the_published_files():
     header = next(cell.source for cell in notebooks.read(LAB).cells if cell.id == "needs")
     published = published_bytes("mamba-130m", "pythia-160m")
     assert f"{published / 1e9:.2f} GB with `WEIGHTS" in header
+
+
+def test_the_paths_that_machines_have_measured_stand_beside_each_other(said):
+    measured = reference.machines("tiny")
+    assert measured and all(f"{machine}: prefill of tiny/mamba" in said["scan-before"] for machine in measured)
+    points = reference.rows("scan", "tiny")
+    assert set(points.path) >= {"course", "reference"}
+    assert len(re.findall(r"^\d+ ", said["scan-before"], re.M)) == points.groupby("machine").tokens.nunique().sum()

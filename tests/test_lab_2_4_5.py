@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import numbers
 
-from shared import notebooks
+from shared import notebooks, reference
 
 LAB = "2.4.5"
 pytestmark = pytest.mark.usefixtures("made")
@@ -151,3 +151,11 @@ def test_the_front_and_the_decisions_follow_from_the_saved_numbers(said, quality
 
 def test_nothing_unfinished_is_left_behind(made):
     assert not list((notebooks.BUILD / "results").glob("lab-2.4.5-*.unfinished"))
+
+
+def test_mixtures_of_other_machines_stand_beside_the_bound(said):
+    for machine in reference.machines("tiny"):
+        assert machine in said["mixtures-before"] and machine in said["cost-figure"]
+    shares = re.findall(r"(tiny/[\w-]+) at 256 tokens: ([\d.]+)%", said["mixtures-before"])
+    assert {name for name, _ in shares} == {"tiny/olmoe", "tiny/deepseek-moe"}
+    assert all(0 < float(share) < 100 for _, share in shares)

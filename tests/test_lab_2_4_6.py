@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import numbers, published_bytes
 
-from shared import finetune, models, notebooks
+from shared import finetune, models, notebooks, reference
 from shared.sizes import published_config
 
 LAB = "2.4.6"
@@ -137,3 +137,8 @@ def test_the_download_that_the_header_names_is_that_of_the_published_files():
     header = next(cell.source for cell in notebooks.read(LAB).cells if cell.id == "needs")
     published = published_bytes("mamba-1.4b", "pythia-1.4b")
     assert f"{published / 1e9:.2f} GB of models" in header
+
+
+def test_the_memory_that_machines_have_measured_stands_beside_this_run(said):
+    measured = reference.machines("tiny")
+    assert measured and all(machine in said["memory-figure"] for machine in measured)
