@@ -22,6 +22,10 @@ class Host:
         self.exact = os.access(PROCESS / "clear_refs", os.W_OK)
         # Opened once: a sample is one system call, at which it takes the interpreter from the code that it watches.
         self._statm = (PROCESS / "statm").open("rb", buffering=0) if (PROCESS / "statm").exists() else None
+        if not self._statm:
+            import psutil
+
+            self._process = psutil.Process()
 
     def settle(self):
         gc.collect()
@@ -32,9 +36,7 @@ class Host:
     def level(self) -> int:
         if self._statm:
             return int(os.pread(self._statm.fileno(), 64, 0).split()[1]) * PAGE
-        import psutil
-
-        return psutil.Process().memory_info().rss
+        return self._process.memory_info().rss
 
     def peak(self) -> int:
         if not self.exact:

@@ -186,38 +186,58 @@ def test_the_peak_stays_right_in_a_process_that_has_lived_long():
         assert m.peak_bytes < 2 * MB
 
 
-def test_tracking_costs_a_forward_next_to_nothing(monkeypatch):
-    """Processor time of the thread that samples, beside that of the forwards that it watches.
-
-    The bounds are wide: on a machine that others use as well, a block lasts longer and is sampled more often.
-    """
-    model, _ = models.load("tiny/transformer", dtype=torch.float32, device="cpu")
-    ids, sampling = torch.arange(1, 257)[None], []
+@pytest.fixture
+def sampling(monkeypatch) -> list[float]:
+    """Seconds of the processor that the sampling thread of each block took, all of its life."""
+    seconds = []
 
     def watch(tracker, real=memory.Tracker._watch):
         real(tracker)
-        sampling.append(time.thread_time())
+        seconds.append(time.thread_time())
 
     monkeypatch.setattr(memory.Tracker, "_watch", watch)
+    return seconds
+
+
+def test_tracking_costs_a_forward_less_than_one_percent(sampling):
+    """Processor time of the thread that samples, beside the time of the forwards that it watches."""
+    model, _ = models.load("tiny/transformer", dtype=torch.float32, device="cpu")
+    ids = torch.arange(1, 257)[None]
 
     @torch.inference_mode()
-    def seconds():
-        start = time.process_time()
+    def forwards() -> tuple[float, float]:
+        start, start_of_processor = time.perf_counter(), time.process_time()
         for _ in range(20):
             model(ids)
-        return time.process_time() - start
+        return time.perf_counter() - start, time.process_time() - start_of_processor
 
     def tracked():
-        with memory.track("cpu"):
-            return seconds()
+        with memory.track("cpu") as m:
+            taken = forwards()
+        return *taken, len(m.timeline())
 
-    seconds(), tracked()
+    tracked()
     sampling.clear()
-    pairs = [(tracked(), seconds()) for _ in range(9)]
-    with_it, without = (min(part) for part in zip(*pairs, strict=True))
-    share = sum(sampling) / sum(taken for taken, _ in pairs)
-    print(f"sampling takes {share:.2%} of the processor time; the fastest forwards: {with_it / without - 1:+.2%}")
-    assert share < 0.03 and with_it < 1.1 * without
+    wall, processor, samples = map(sum, zip(*(tracked() for _ in range(9)), strict=True))
+    print(f"sampling takes {sum(sampling) / wall:.2%} of the time, {sum(sampling) / processor:.2%} of the processor's")
+    assert sum(sampling) < 0.01 * wall and sum(sampling) < 0.03 * processor
+    assert samples >= 9 * 4  # of each block two are those of its begin and its end
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["an exact peak", "the samples are the peak"])
+def test_the_dearer_a_sample_the_fewer_are_taken(monkeypatch, sampling, exact):
+    def dear(meter, real=meters.Host.level):
+        meter.exact, until = exact, time.thread_time() + 0.002
+        while time.thread_time() < until:
+            pass
+        return real(meter)
+
+    monkeypatch.setattr(meters.Host, "level", dear)
+    start = time.perf_counter()
+    with memory.track("cpu", interval=0.001) as m:
+        time.sleep(2)
+    assert 0 < sum(sampling) < 0.01 * (time.perf_counter() - start)  # one every millisecond would take all of it
+    assert len(m.timeline()) > 3
 
 
 def test_a_spike_between_two_samples_is_in_the_peak():
