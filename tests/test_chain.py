@@ -3,10 +3,13 @@
 The first run is `make run`, as an instructor types it, with every way to a model hub closed.
 """
 
+import copy
+import functools
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import nbformat
 import pytest
@@ -49,52 +52,59 @@ def test_every_check_of_the_solved_lab_is_green_and_no_cell_fails_or_warns(made,
 
 
 @pytest.fixture(scope="session")
-def nothing_from_before(no_network, tmp_path_factory) -> dict[str, str]:
-    """Without network, in another build folder (what the first run saved there cannot help), and with kernels that
-    crash on a CPU tensor, as those that `make kernels` builds do: a lab whose CPU models reached them would fail."""
+def compared(made, no_network, tmp_path_factory) -> Callable[[str], str]:
+    """What nbval says of an executed lab on a second kernel, in which one cell stands twice: the copy claims another
+    number than the cell prints. One kernel serves both tests, and imports and first cells are run once.
+    """
+    # Without network, in another build folder (what the first run saved there cannot help), and with kernels that crash
+    # on a CPU tensor, as those that `make kernels` builds do: a lab whose CPU models reached them would fail.
     folder, stubs = tmp_path_factory.mktemp("build"), stub_kernels(tmp_path_factory.mktemp("kernels"))
-    return {**no_network, "COURSE_BUILD": str(folder), "PYTHONPATH": str(stubs)}
+    nothing_from_before = {**no_network, "COURSE_BUILD": str(folder), "PYTHONPATH": str(stubs)}
+
+    @functools.cache
+    def run(lab: str) -> str:
+        notebook = executed(lab)
+        position = next(i for i, c in enumerate(notebook.cells) if c.id == "first-figure-numbers")
+        changed = copy.deepcopy(notebook.cells[position])
+        changed.id = "changed"
+        (output,) = changed.outputs
+        output.text = re.sub(r"\d", lambda d: str((int(d[0]) + 1) % 10), output.text, count=1)
+        notebook.cells.insert(position + 1, changed)
+        folder = tmp_path_factory.mktemp("compared")
+        nbformat.write(notebook, path := folder / "lab.ipynb")
+        options = ["--nbval", "-p", "no:cacheprovider", "-v", "-c", os.devnull, "--nbval-cell-timeout", "300"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, "--rootdir", folder, path],
+            cwd=notebooks.LABS,
+            env=nothing_from_before,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout
+
+    return run
+
+
+def verdicts(said: str) -> list[str]:
+    """nbval's verdict on each code cell, in order."""
+    return re.findall(r"^\S+::Cell \d+ ([A-Z]+)", said, flags=re.MULTILINE)
 
 
 @EACH
-def test_a_second_kernel_gives_the_same_outputs(made, lab, nothing_from_before):
-    path = notebooks.BUILD / "executed" / notebooks.path_of(lab).name
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--nbval",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        "--rootdir",
-        path.parent,
-        path,
-    ]
-    done = subprocess.run(
-        [*map(str, command), "-c", os.devnull, "--nbval-cell-timeout", "300"],
-        cwd=notebooks.LABS,
-        env=nothing_from_before,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    compared = int(re.search(r"(\d+) passed", done.stdout)[1])
-    assert compared == sum(cell.cell_type == "code" for cell in executed(lab).cells)
+def test_a_second_kernel_gives_the_same_outputs(compared, lab):
+    code = [cell for cell in executed(lab).cells if cell.cell_type == "code"]
+    position = [cell.id for cell in code].index("first-figure-numbers")
+    found = verdicts(compared(lab))
+    assert found[: position + 1] + found[position + 2 :] == ["PASSED"] * len(code), compared(lab)[-6000:]
 
 
 @EACH
-def test_nbval_would_see_a_changed_result(made, lab, tmp_path, no_network):
-    """A negative control: the same comparison on the lab's first cells, with one stored number changed, must fail."""
-    notebook = executed(lab)
-    position = next(i for i, c in enumerate(notebook.cells) if c.id == "first-figure-numbers")
-    notebook.cells = notebook.cells[: position + 1]
-    (output,) = notebook.cells[-1].outputs
-    output.text = re.sub(r"\d", lambda d: str((int(d[0]) + 1) % 10), output.text, count=1)
-    nbformat.write(notebook, tmp_path / "changed.ipynb")
-    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-c", os.devnull, "--rootdir", tmp_path, tmp_path]
-    done = subprocess.run([*map(str, command)], env=no_network, capture_output=True, text=True)
-    assert "1 failed" in done.stdout, done.stdout[-3000:]
+def test_nbval_would_see_a_changed_result(compared, lab):
+    """A negative control: the copy of a cell, with one stored number changed, must fail, and nothing else."""
+    code = [cell.id for cell in executed(lab).cells if cell.cell_type == "code"]
+    found = verdicts(compared(lab))
+    assert found[code.index("first-figure-numbers") + 1] == "FAILED" and found.count("FAILED") == 1
+    assert "1 failed" in compared(lab), compared(lab)[-3000:]
 
 
 @EACH
