@@ -3,9 +3,12 @@
 Every round times all of them one after another, so that other work on the machine meets all alike; a ratio is the
 median of the rounds' ratios. Extra memory is the peak above the inputs (GB = 1e9 bytes), of a run that is not timed. On
 a GPU mamba-ssm's kernel stands beside them. The rows go to build/results/scan.csv too.
+
+Then what `memory.track` adds to a forward of Mamba-130M (random weights) and to a loop of many small operations.
 """
 
 import argparse
+import contextlib
 import inspect
 import statistics
 import time
@@ -17,7 +20,7 @@ import torch
 from transformers.models.mamba import modeling_mamba
 from transformers.utils import logging
 
-from shared import memory, results, timing
+from shared import data, memory, meters, models, results, scan, timing
 from shared.scan import selective_scan
 
 N = 16
@@ -110,6 +113,47 @@ def slope(lengths, seconds) -> tuple[float, float]:
     return gradient, covariance[0, 0] ** 0.5
 
 
+def tracking(name: str, work: Callable[[], object], pairs: int) -> None:
+    """Print how much longer `work` takes inside `memory.track`: quartiles over pairs, one beside the other."""
+
+    def seconds(tracked: bool) -> float:
+        # Without it too garbage is collected and the heap trimmed before, which is no part of the forward.
+        with memory.track("cpu") if tracked else contextlib.nullcontext(meters.Host().settle()):
+            start = time.perf_counter()
+            work()
+            return time.perf_counter() - start
+
+    seconds(True), seconds(False)
+    # Each comes first in every second pair.
+    taken = [sorted({on: seconds(on) for on in (pair % 2 == 0, pair % 2 == 1)}.items()) for pair in range(pairs)]
+    low, middle, high = timing.quartiles([with_it / without - 1 for (_, without), (_, with_it) in taken])
+    usual = statistics.median(without for (_, without), _ in taken)
+    print(f"{name:26} {usual:6.2f} s  {middle:+.2%} (quartiles {low:+.2%} to {high:+.2%}, {pairs} pairs)")
+
+
+@torch.inference_mode()
+def many_small(count: int) -> None:
+    """The worst case: between any two operations the interpreter can change hands."""
+    x = torch.zeros(1)
+    for _ in range(count):
+        x = x + 1
+
+
+def show_tracking() -> None:
+    print(f"What memory.track adds to a block (the thread that samples may take {memory.SHARE[True]:.1%} of its time)")
+    model, _ = models.load("mamba-130m", dtype=torch.float32, weights="random", device="cpu")
+
+    def forward(tokens: int) -> None:
+        with torch.inference_mode(), scan.in_transformers():
+            timing.forward(model, ids[tokens])
+
+    ids = data.random_tokens(model.config.vocab_size, [16, 512, 2048])
+    for tokens, pairs in {16: 60, 512: 10, 2048: 3}.items():
+        tracking(f"Mamba-130M, {tokens} tokens", lambda tokens=tokens: forward(tokens), pairs)
+    for count, pairs in {40_000: 60, 400_000: 10, 4_000_000: 3}.items():
+        tracking(f"{count:,} small operations", lambda count=count: many_small(count), pairs)
+
+
 def show(rows: list[dict]) -> None:
     frame = pd.DataFrame(rows).dropna(axis=1, how="all")
     order = [name for unit in (" ms", "/course", " GB") for name in frame if name.endswith(unit)]
@@ -142,4 +186,5 @@ if __name__ == "__main__":
     if len(training) > 2:
         gradient, error = slope(*([row[name] for row in training] for name in ("length", "course ms")))
         print(f"Time of forward and backward grows with length to the power {gradient:.2f} +- {error:.2f} (course).")
-    print(f"Saved to {results.save(pd.DataFrame(rows), 'scan')}.")
+    print(f"Saved to {results.save(pd.DataFrame(rows), 'scan')}.\n")
+    show_tracking()

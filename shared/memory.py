@@ -25,7 +25,7 @@ MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 # The processor time that the thread which samples a block may take, as a share of the block's time: where the machine
 # keeps an exact peak, and where the samples are the peak.
-SHARE = {True: 0.005, False: 0.008}
+SHARE = {True: 0.003, False: 0.008}
 
 
 def human(size: float) -> str:
@@ -183,11 +183,11 @@ def _settle_peak(meter) -> None:
 def track(device=None, interval: float = 0.005):
     """Watch the memory that the block takes on `device` (default: the GPU if there is one, else the CPU).
 
-    A thread samples the level every `interval` seconds, or as often as it can within half a percent of the block's
-    time: where a sample costs 100 microseconds, every 20 milliseconds. Where the machine keeps an exact peak (Linux
-    RSS, torch's CUDA allocator), that is the peak. Elsewhere the largest sample is, and samples may take 0.8 %: what
-    comes and goes between two of them is missed. On unified memory that is resident memory alone, because torch keeps
-    what it has reserved on the GPU.
+    A thread samples the level every `interval` seconds, or as often as it can within 0.3 % of the block's time: where a
+    sample costs 100 microseconds, every 33 milliseconds. Where the machine keeps an exact peak (Linux RSS, torch's CUDA
+    allocator), that is the peak. Elsewhere the largest sample is, and samples may take 0.8 %: what comes and goes
+    between two of them is missed. On unified memory that is resident memory alone, because torch keeps what it has
+    reserved on the GPU.
     At entry and at each mark garbage is collected and freed heap given back. That is no part of what follows, but takes
     a tenth of a second where many objects live: do not time across it.
     Resident memory counts pages that were touched: `torch.empty` alone takes nothing, and the pages of a memory-mapped

@@ -199,8 +199,11 @@ def sampling(monkeypatch) -> list[float]:
     return seconds
 
 
-def test_tracking_costs_a_forward_less_than_one_percent(sampling):
-    """Processor time of the thread that samples, beside the time of the forwards that it watches."""
+def test_tracking_costs_a_forward_less_than_one_percent(sampling, one_thread):
+    """Processor time of the thread that samples, beside the time of the forwards that it watches.
+
+    What the forwards themselves lose by it is too little for a test beside other work: `make bench` measures it.
+    """
     model, _ = models.load("tiny/transformer", dtype=torch.float32, device="cpu")
     ids = torch.arange(1, 257)[None]
 
@@ -216,12 +219,15 @@ def test_tracking_costs_a_forward_less_than_one_percent(sampling):
             taken = forwards()
         return *taken, len(m.timeline())
 
-    tracked()
+    forwards(), tracked()
     sampling.clear()
-    wall, processor, samples = map(sum, zip(*(tracked() for _ in range(9)), strict=True))
-    print(f"sampling takes {sum(sampling) / wall:.2%} of the time, {sum(sampling) / processor:.2%} of the processor's")
-    assert sum(sampling) < 0.01 * wall and sum(sampling) < 0.03 * processor
-    assert samples >= 9 * 4  # of each block two are those of its begin and its end
+    pairs = [(tracked(), forwards()) for _ in range(9)]
+    walls, processors, samples = zip(*(with_it for with_it, _ in pairs), strict=True)
+    without = min(processor for _, (_, processor) in pairs)
+    of_time, of_processor = sum(sampling) / sum(walls), sum(sampling) / sum(processors)
+    print(f"sampling takes {of_time:.2%} of the time; the fastest forwards: {min(processors) / without - 1:+.2%}")
+    assert of_time < 0.01 and of_processor < 0.03 and min(processors) < 1.1 * without
+    assert sum(samples) >= 9 * 3  # of each block two are those of its begin and its end
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["an exact peak", "the samples are the peak"])
