@@ -105,6 +105,7 @@ class Bench:
         self.key = self.model = None
         models.unload()
         dtype = SETTINGS[self.scale]["dtype"]
+        models.size(name)  # imports the code of the model, which is no part of what it takes
         with memory.track(self.device) as tracked:
             if layers is None:
                 self.model, _ = models.load(name, dtype, "random", self.device)
