@@ -202,8 +202,9 @@ def served(chromium, tmp_path_factory) -> Iterator[tuple[Path, str, Path]]:
     tracker = settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
     tracker.parent.mkdir(parents=True)
     tracker.write_text(json.dumps({"windowingMode": "none"}))
-    log = tmp_path_factory.mktemp("log") / "log"
-    with lab(folder, log, HOME=str(home), JUPYTERLAB_SETTINGS_DIR=str(settings), OMP_NUM_THREADS="1") as url:
+    log, build = tmp_path_factory.mktemp("log") / "log", tmp_path_factory.mktemp("build")
+    own = {"JUPYTERLAB_SETTINGS_DIR": str(settings), "COURSE_BUILD": str(build)}  # others read what `make run` saved
+    with lab(folder, log, HOME=str(home), OMP_NUM_THREADS="1", **own) as url:
         yield folder, url, home
 
 

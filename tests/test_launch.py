@@ -131,7 +131,7 @@ def test_the_exported_lab_is_the_solved_one_up_to_its_results():
 
 
 def test_scale_reaches_the_exported_lab():
-    parts = launch.export("2.4.6", "full").read_text().split("# %% settings")[0]
+    parts = launch.export("2.4.6", "full").read_text().split("# %% imports")[0]
     assert parts.strip().endswith("SCALE = 'full'")
 
 

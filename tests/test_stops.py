@@ -57,11 +57,21 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(monkeypatch, capsys):
 
 
 @EACH
-@pytest.mark.parametrize("parameter", ["SCALE", "WEIGHTS"])
-def test_an_unknown_parameter_value_stops_the_lab_with_one_sentence(lab, parameter, tmp_path, monkeypatch):
+def test_unknown_weights_are_named_by_the_lab_s_first_cells(lab):
+    scope = {}
+    cells = {cell.id: cell.source for cell in notebooks.read(lab).cells}
+    exec(cells["parameters"], scope)
+    scope["WEIGHTS"] = "huge"
+    exec(cells.get("imports", ""), scope)
+    with pytest.raises(ValueError, match="WEIGHTS = 'huge' is unknown"):
+        exec(cells["settings"], scope)
+
+
+@EACH
+def test_an_unknown_scale_stops_the_lab_with_one_sentence(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "SCALES", ("tiny", "full", "huge"))
-    run = notebooks.execute(lab, folder=tmp_path, **{parameter: "huge"})
-    assert f"{parameter} = 'huge' is unknown" in run.error
+    run = notebooks.execute(lab, folder=tmp_path, SCALE="huge")
+    assert "SCALE = 'huge' is unknown" in run.error
     notebook = nbformat.read(run.notebook, as_version=4)
     (trace,) = [o.traceback for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"]
     frames = re.findall(r"^(?:File|Cell In)", re.sub(r"\x1b\[[\d;]*m", "", "\n".join(trace)), flags=re.MULTILINE)
