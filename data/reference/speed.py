@@ -14,8 +14,9 @@ The file holds, by scale,
 
     made       {machine, threads, versions, date, kernels, memory_bytes, unified, seconds}
     bandwidth  bytes per second that the device copies, reads and writes both counted
-    columns    of the rows: part, the point's own (model, tokens, batch, graph, layers, path, way), status, and what was
-               measured: fields of timing.GenerationTiming, weight_bytes, load_peak_bytes (above the level before)
+    columns    of the rows: part, the point's own (model, tokens, batch, graph, layers, path, way), status ("ok",
+               "out of memory", "slow", "did not finish", or "refused: " and why), and what was measured: fields of
+               timing.GenerationTiming, weight_bytes, load_peak_bytes (above the level before)
     rows       one list per point
 """
 
@@ -67,8 +68,9 @@ def measure(scale: str, part: str, until: float) -> None:
             return
         try:
             result = keep(file, point | settings, partial(once, running, bench, point, done.get(kind)))["result"]
-        except CourseError as refused:  # not kept: the next call tries again
-            print(f"{file.stem}: {refused}", flush=True)
+        except CourseError as error:  # said, but not kept as a result: the next call tries again
+            print(f"{file.stem}: {error}", flush=True)
+            file.with_suffix(".refused").write_text(str(error))
             continue
         if result["status"] == "ok":
             done[kind] = point | result
@@ -79,10 +81,14 @@ def write(scale: str, parts: dict[str, list[dict]]) -> str:
     device, rows, seconds = memory.pick_device(), [], 0.0
     for part, points in parts.items():
         for point in points:
-            if (file := file_of(scale, part, point)).exists():
+            file = file_of(scale, part, point)
+            refused = file.with_suffix(".refused")
+            if file.exists():
                 kept = json.loads(file.read_text())
                 rows.append({"part": part} | point | kept["result"])
                 seconds += kept["seconds"]
+            elif refused.exists():
+                rows.append({"part": part} | point | {"status": f"refused: {refused.read_text()}"})
     if not rows:
         return "Nothing is measured yet."
     most = memory.host("MemTotal")
@@ -100,7 +106,9 @@ def write(scale: str, parts: dict[str, list[dict]]) -> str:
         "rows": [[shortened(row.get(column)) for column in columns] for row in rows],
     }
     path.write_text(compact(content) + "\n")
-    return f"{len(rows)} of {sum(map(len, parts.values()))} points are measured: {os.path.relpath(path)}"
+    refused = sum(row["status"].startswith("refused") for row in rows)
+    done = f"{len(rows) - refused} of {sum(map(len, parts.values()))} points are measured"
+    return f"{done}{f', {refused} refused' if refused else ''}: {os.path.relpath(path)}"
 
 
 def shortened(value):
