@@ -64,7 +64,7 @@ def end_labels(ax, x: float, ends: Sequence[tuple[float, str, str]], gap: float 
         heights[0] = max(heights[0], 0.02)
         heights[-1] = min(heights[-1], 0.98)
     for (right, _), height, (_, label, color) in zip(points, heights, ends, strict=True):
-        ax.annotate(label, (right + 0.015, height), xycoords="axes fraction", va="center", color=color)
+        ax.annotate(label, (right + 0.022, height), xycoords="axes fraction", va="center", color=color)
 
 
 def heat(ax, values, label: str, signed: bool = False, top: float | None = None) -> None:

@@ -159,3 +159,9 @@ def test_mixtures_of_other_machines_stand_beside_the_bound(said):
     shares = re.findall(r"(tiny/[\w-]+) at 256 tokens: ([\d.]+)%", said["mixtures-before"])
     assert {name for name, _ in shares} == {"tiny/olmoe", "tiny/deepseek-moe"}
     assert all(0 < float(share) < 100 for _, share in shares)
+
+
+def test_the_path_of_the_scan_is_said_where_mamba_is_timed(said, cost):
+    assert "path of the scan: course" in said["by-your-clock"]  # these machines have no kernel
+    assert set(cost.path[cost.model == "tiny/mamba"]) == {"course"}
+    assert set(cost.path[cost.model == "tiny/transformer"]) == {"no scan"}

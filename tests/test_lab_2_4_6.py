@@ -142,3 +142,7 @@ def test_the_download_that_the_header_names_is_that_of_the_published_files():
 def test_the_memory_that_machines_have_measured_stands_beside_this_run(said):
     measured = reference.machines("tiny")
     assert measured and all(machine in said["memory-figure"] for machine in measured)
+
+
+def test_the_path_of_the_scan_is_said_before_anything_is_trained(said):
+    assert "path of the scan: course" in said["load"]  # these machines have no kernel
