@@ -64,6 +64,7 @@ def work(options) -> None:
         frame = pd.DataFrame(rows)
         print(frame.to_string(index=False), f"\nsaved to {os.path.relpath(sweep.finish(frame))}", sep="\n")
     if "RANK" in os.environ:
+        distributed.barrier()  # who leaves first would close a connection that another still has in use
         distributed.destroy_process_group()
 
 
