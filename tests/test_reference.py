@@ -166,6 +166,23 @@ def test_a_run_that_is_cut_short_goes_on_where_it_was(copy):
     assert shapes[3]["weight_bytes"] < shapes[4]["weight_bytes"]
 
 
+def test_what_other_versions_measured_is_measured_anew_and_not_mixed_in(monkeypatch, tmp_path):
+    monkeypatch.setattr(notebooks, "BUILD", tmp_path)
+    monkeypatch.setattr(reference, "FOLDER", tmp_path)
+    monkeypatch.setattr(points.Bench, "row", lambda bench, point, before: {"status": "ok", "peak_bytes": 1})
+    plan = {"hybrid": points.plan("tiny", False)["hybrid"]}
+    speed.measure("tiny", "hybrid", until=time.time() + 60)
+    for number, file in enumerate(sorted(tmp_path.rglob("*.json"))):
+        kept = json.loads(file.read_text())
+        if number:
+            file.write_text(json.dumps(kept | {"settings": kept["settings"] | {"torch": "1.0"}}))
+    assert "1 of 2 points are measured" in speed.write("tiny", plan)
+    speed.measure("tiny", "hybrid", until=time.time() - 1)  # too late: the old one stays out
+    assert "1 of 2 points are measured" in speed.write("tiny", plan)
+    speed.measure("tiny", "hybrid", until=time.time() + 60)
+    assert "2 of 2 points are measured" in speed.write("tiny", plan)
+
+
 def test_what_this_machine_refuses_is_said_in_the_file_and_tried_again(monkeypatch, tmp_path):
     monkeypatch.setattr(notebooks, "BUILD", tmp_path)
     monkeypatch.setattr(reference, "FOLDER", tmp_path)

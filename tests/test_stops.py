@@ -63,8 +63,9 @@ def test_unknown_weights_are_named_by_the_lab_s_first_cells(lab):
     exec(cells["parameters"], scope)
     scope["WEIGHTS"] = "huge"
     exec(cells.get("imports", ""), scope)
-    with pytest.raises(ValueError, match="WEIGHTS = 'huge' is unknown"):
+    with pytest.raises(ValueError, match="WEIGHTS = 'huge' is unknown") as raised:
         exec(cells["settings"], scope)
+    assert len(raised.traceback) == 2  # this test and the cell: one frame for a student
 
 
 @EACH

@@ -7,13 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def kept(file: Path, settings: dict) -> dict | None:
+    """{settings, result, seconds} of a run with these settings, or None: what was run under others is no result."""
+    if not file.exists():
+        return None
+    part = json.loads(file.read_text())
+    return part if part["settings"] == json.loads(json.dumps(settings)) else None
+
+
 def keep(file: Path, settings: dict, make: Callable[[], object]) -> dict:
     """{settings, result, seconds} of `make()`: from `file` if a run with these settings is there, else written to it.
 
     The file is complete or not there: an interrupted program goes on where it was.
     """
-    settings = json.loads(json.dumps(settings))
-    if file.exists() and (part := json.loads(file.read_text()))["settings"] == settings:
+    if part := kept(file, settings):
         return part
     start = time.perf_counter()
     result = make()

@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from parts import compact, keep
+from parts import compact, keep, kept
 from points import SETTINGS, Bench, plan
 
 from shared import kernels, memory, notebooks, reference, results, timing
@@ -41,6 +41,11 @@ from shared.errors import CourseError
 def file_of(scale: str, part: str, point: dict) -> Path:
     name = "-".join(str(value).replace("/", "_").replace(" ", "") for value in point.values())
     return notebooks.BUILD / "reference" / f"{reference.slug()}-{scale}" / part / f"{name}.json"
+
+
+def settings_of(point: dict) -> dict:
+    """What a result belongs to: the point, the machine and the versions."""
+    return point | {key: value for key, value in results.machine().items() if key != "date"}
 
 
 def once(running: Path, bench: Bench, point: dict, before: dict | None) -> dict:
@@ -59,15 +64,14 @@ def once(running: Path, bench: Bench, point: dict, before: dict | None) -> dict:
 def measure(scale: str, part: str, until: float) -> None:
     """Measure what is missing of a part; begin no point after `until`, in seconds of time.time."""
     bench, done = Bench(scale), {}
-    settings = {key: value for key, value in results.machine().items() if key != "date"}
     for point in plan(scale, bench.device.type == "cuda")[part]:
         kind = tuple(point.get(key) for key in ("model", "graph", "way"))
         file = file_of(scale, part, point)
         running = file.with_suffix(".running")
-        if not file.exists() and time.time() > until:
+        if not kept(file, settings_of(point)) and time.time() > until:
             return
         try:
-            result = keep(file, point | settings, partial(once, running, bench, point, done.get(kind)))["result"]
+            result = keep(file, settings_of(point), partial(once, running, bench, point, done.get(kind)))["result"]
         except CourseError as error:  # said, but not kept as a result: the next call tries again
             print(f"{file.stem}: {error}", flush=True)
             file.with_suffix(".refused").write_text(str(error))
@@ -83,10 +87,9 @@ def write(scale: str, parts: dict[str, list[dict]]) -> str:
         for point in points:
             file = file_of(scale, part, point)
             refused = file.with_suffix(".refused")
-            if file.exists():
-                kept = json.loads(file.read_text())
-                rows.append({"part": part} | point | kept["result"])
-                seconds += kept["seconds"]
+            if found := kept(file, settings_of(point)):
+                rows.append({"part": part} | point | found["result"])
+                seconds += found["seconds"]
             elif refused.exists():
                 rows.append({"part": part} | point | {"status": f"refused: {refused.read_text()}"})
     if not rows:
