@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 import torch
 from conftest import numbers, published_bytes
+from counted import Counted
 
-from shared import memory, models, notebooks, reference
+from shared import data, memory, models, notebooks, reference, scan, timing
 from shared.sizes import published_config
 
 LAB = "2.4.1"
@@ -90,25 +91,49 @@ def test_the_measured_cache_grows_with_the_context_and_the_state_does_not(swept)
     assert (transformer.cache_bytes == expected).all()
 
 
-def growth(swept: pd.DataFrame, architecture: str, column: str) -> float:
-    """How many times larger a quantity is at 4,096 tokens than at 256: bounds below leave room for a noisy machine."""
-    part = swept[swept.architecture == architecture].set_index("tokens")[column]
-    return part[4096] / part[256]
+@pytest.fixture(scope="module")
+def work() -> dict:
+    """(architecture, tokens) -> what reading so many tokens takes and what the step after them takes, counted."""
+    found = {}
+    for architecture in ("mamba", "transformer"):
+        model, _ = models.load(f"tiny/{architecture}", dtype=torch.float32, device="cpu")
+        for tokens, ids in data.random_tokens(model.config.vocab_size, [256, 4096]).items():
+            with torch.inference_mode(), scan.in_transformers(), Counted() as prefill:
+                logits, cache = timing.forward(model, ids)
+            with torch.inference_mode(), Counted() as step:
+                timing.forward(model, logits[:, -1:].argmax(-1), cache)
+            found[architecture, tokens] = prefill, step
+    return found
 
 
-def test_decoding_slows_down_with_context_for_the_transformer_and_not_for_mamba(swept):
-    mamba, transformer = (growth(swept, a, "decode_seconds") for a in ("mamba", "transformer"))
-    assert transformer > 1.7 and transformer > 1.5 * mamba
+def test_a_step_after_more_context_moves_more_for_the_transformer_and_not_for_mamba(work):
+    """Why decoding slows down for one of them only. Seconds say so too, but not on every busy machine."""
+    for architecture, low, high in (("mamba", 1, 1), ("transformer", 5, 10)):
+        (_, short), (_, long) = work[architecture, 256], work[architecture, 4096]
+        assert low <= long.bytes / short.bytes <= high and long.calls == short.calls, architecture
 
 
-def test_mamba_s_advantage_rises_with_the_context_and_is_said_with_its_spread(said, swept):
+def test_a_prompt_of_sixteen_times_the_length_costs_at_least_about_sixteen_times_as_much(work):
+    for architecture in ("mamba", "transformer"):
+        (short, _), (long, _) = work[architecture, 256], work[architecture, 4096]
+        assert long.bytes > 14 * short.bytes, architecture
+
+
+def test_mamba_s_advantage_is_said_with_its_spread_and_where_it_begins(said, swept):
     ratio, low, high = numbers(said["advantage"].splitlines()[0].split("tokens", 1)[1])[:3]
     assert low <= ratio <= high
     found = reference.advantage(swept, "tiny/mamba", "tiny/transformer")
-    assert ratio == round(found.ratio.iloc[-1], 2) and found.ratio.iloc[-1] > 1.5 * found.ratio.iloc[0]
+    assert ratio == round(found.ratio.iloc[-1], 2)
     begins = reference.begins(found)
     start = f"from {begins:,} tokens on" if begins else "at no measured context"
     assert said["advantage"].splitlines()[0].endswith(f"Mamba is ahead {start}")
+
+
+def test_the_advantage_that_ships_rises_with_the_context():
+    """The run of a test machine may be disturbed; what the course shows beside it was measured on a quiet one."""
+    for machine, part in reference.rows("context", "tiny").groupby("machine"):
+        found = reference.advantage(part[part.graph == False], "tiny/mamba", "tiny/transformer")  # noqa: E712
+        assert found.ratio.iloc[-1] > 1.5 * found.ratio.iloc[0], machine
 
 
 def test_what_machines_have_measured_stands_beside_this_run(said):
@@ -119,11 +144,6 @@ def test_what_machines_have_measured_stands_beside_this_run(said):
     for name in ("tiny/olmoe", "tiny/jamba"):  # the last row of each has all of its layers
         row = [line for line in said["fits-measured"].splitlines() if name in line][-1]
         assert memory.human(models.size(name, torch.float32).weight_bytes) in row
-
-
-def test_prefill_is_never_free(swept):
-    for architecture in ("mamba", "transformer"):
-        assert growth(swept, architecture, "time_to_first_token") > 4
 
 
 def test_a_slope_of_zero_is_read_off_the_state_and_of_one_off_the_cache(said):

@@ -9,8 +9,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from counted import counted
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, Cache, FalconMambaConfig, JambaConfig, MambaConfig
 from transformers.models.falcon_mamba import modeling_falcon_mamba
 from transformers.models.jamba import modeling_jamba
@@ -226,25 +226,10 @@ def train(T, D=64, function=scan.selective_scan):
     return lambda: function(*list(given.values())[:5], D=given["D"], z=given["z"]).sum().backward()
 
 
-def test_backward_takes_time_linear_in_the_length(one_thread):
-    assert seconds(train(2048)) < 24 * seconds(train(256)), "eight times the length: linear is 8, quadratic 64"
-
-
-def test_backward_takes_operations_linear_in_the_length():
-    class Count(TorchDispatchMode):
-        calls = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.calls += 1
-            return function(*args, **(kwargs or {}))
-
-    def calls(T):
-        with Count() as count:
-            train(T)()
-        return count.calls
-
-    one, two, three = (calls(chunks * scan.CHUNK) for chunks in (4, 8, 12))
-    assert three - two == two - one > 0
+def test_forward_and_backward_take_work_linear_in_the_length():
+    one, two, three = (counted(train(chunks * scan.CHUNK)) for chunks in (4, 8, 12))
+    assert three.calls - two.calls == two.calls - one.calls > 0
+    assert three.bytes - two.bytes == pytest.approx(two.bytes - one.bytes, rel=0.01) and one.bytes > 0
 
 
 def allocated(work) -> int:
