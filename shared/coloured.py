@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from shared.errors import CourseError
+
 TOKEN = "color:#000;background-color:{};padding:1px 0 1px 1px;border-radius:3px;white-space:pre-wrap"
 SMALL = "font-size:65%;color:#000;padding:0 1px"
 
@@ -72,7 +74,7 @@ def box(route: Callable[[str, int], str], start: str, layers: Sequence[int]):
     def draw(_):
         try:
             drawing.value = route(field.value, choice.value)
-        except ValueError as problem:  # nothing to route: say so where one looks
+        except (ValueError, CourseError) as problem:  # nothing to route, or no model any more: say so where one looks
             drawing.value = html.escape(str(problem))
 
     field.observe(draw, "value")

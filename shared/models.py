@@ -111,16 +111,21 @@ _loaded = weakref.WeakSet()
 def unload() -> int:
     """Free every model that was made here, also where a variable still names it; returns the bytes of weights.
 
-    A notebook's kernel keeps its memory until it is shut down. The models cannot run after this: load them anew.
+    A notebook's kernel keeps its memory until it is shut down. The models cannot run after this, and say so: load them
+    anew.
     """
     gc.collect()  # models that nothing names any more
     freed = sum(p.numel() * p.element_size() for model in _loaded for p in model.parameters() if not p.is_meta)
     for model in _loaded:
-        model.to("meta")
+        model.to("meta").apply(lambda module: module.register_forward_pre_hook(_given_back))
     _loaded.clear()
     meters.Host().settle()
     torch.cuda.empty_cache()  # does nothing where CUDA was not used
     return freed
+
+
+def _given_back(module, inputs) -> None:
+    raise Missing("This model was given back by models.unload(): run the cell that loads it again.")
 
 
 def from_config(config, dtype: torch.dtype, device):

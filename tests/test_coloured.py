@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shared import coloured
-from shared.errors import BadInput
+from shared.errors import BadInput, Missing
 
 INDICES = torch.tensor([[3, 1], [0, 3], [2, 0], [-1, -1]])
 WEIGHTS = torch.tensor([[0.7, 0.2], [0.5, 0.25], [0.9, 0.1], [0.0, 0.0]])
@@ -92,6 +92,21 @@ def test_an_empty_text_is_a_sentence_and_the_field_goes_on(displayed):
     assert shown.value == "There is nothing to route in an empty text."
     field.value = "again"
     assert "again" in shown.value
+
+
+def test_a_model_that_was_given_back_is_a_sentence_too(displayed):
+    """After Run All Cells a student scrolls up and types: the lab's last cell has freed the model."""
+    gone = []
+
+    def route(text: str, layer: int) -> str:
+        if gone:
+            raise Missing("This model was given back.")
+        return drawing(text, layer)
+
+    field, _, shown = coloured.box(route, "start", layers=[0]).children
+    gone.append(True)
+    field.value = "more"
+    assert shown.value == "This model was given back."
 
 
 def test_without_a_kernel_the_drawing_of_the_start_is_there(displayed):

@@ -465,6 +465,16 @@ def test_unload_frees_every_loaded_model_also_where_a_variable_or_a_layer_of_it_
     assert models.unload() >= weights
     assert memory.held() - before < 0.1 * weights  # buffers that are computed, such as rotary frequencies
     assert all(p.is_meta for p in layer.parameters()) and models.unload() == 0
+    ids = torch.tensor([[5, 6, 7]])
+    calls = (
+        lambda: kept["olmoe"](ids),
+        lambda: layer(torch.zeros(1, 3, 32)),
+        lambda: kept["mamba"].generate(ids, max_new_tokens=2),
+    )
+    for call in calls:
+        with pytest.raises(models.Missing, match=r"given back .*: run the cell that loads it again\.$") as stopped:
+            call()
+        sentence(stopped)
     again, _ = models.load("tiny/mamba", device="cpu")
     assert prefill(again, 4)[0].isfinite().all()
 
