@@ -56,22 +56,22 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(monkeypatch, capsys):
     assert str(notebooks.BUILD) in said and "is full" in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("parameter", ["SCALE", "WEIGHTS"])
 @EACH
-def test_unknown_weights_are_named_by_the_lab_s_first_cells(lab):
+def test_an_unknown_parameter_is_named_by_the_lab_s_first_cells(lab, parameter):
     scope = {}
     cells = {cell.id: cell.source for cell in notebooks.read(lab).cells}
     exec(cells["parameters"], scope)
-    scope["WEIGHTS"] = "huge"
+    scope[parameter] = "huge"
     exec(cells.get("imports", ""), scope)
-    with pytest.raises(ValueError, match="WEIGHTS = 'huge' is unknown") as raised:
+    with pytest.raises(ValueError, match=f"{parameter} = 'huge' is unknown") as raised:
         exec(cells["settings"], scope)
     assert len(raised.traceback) == 2  # this test and the cell: one frame for a student
 
 
-@EACH
-def test_an_unknown_scale_stops_the_lab_with_one_sentence(lab, tmp_path, monkeypatch):
+def test_an_unknown_scale_stops_the_lab_with_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "SCALES", ("tiny", "full", "huge"))
-    run = notebooks.execute(lab, folder=tmp_path, SCALE="huge")
+    run = notebooks.execute("2.4.1", folder=tmp_path, SCALE="huge")
     assert "SCALE = 'huge' is unknown" in run.error
     notebook = nbformat.read(run.notebook, as_version=4)
     (trace,) = [o.traceback for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"]
