@@ -1,4 +1,4 @@
-"""Where the time of an eager decode step goes: torch's profiler over a few steps, and the clock without it."""
+"""What an eager decode step asks of a machine, counted, and where its time goes: torch's profiler, and the clock."""
 
 import os
 import statistics
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from shared import timing
 from shared.errors import CourseError
@@ -38,6 +39,29 @@ class StepProfile:
     shares: dict[str, float]
 
 
+class Counted(TorchDispatchMode):
+    """Counts what is done inside the with: the same on every machine, however busy.
+
+    Attributes:
+        operations: calls into torch.
+        bytes: what these read and write, all tensors given and returned; views move nothing. A compiled kernel that is
+            no operation of torch, as mamba-ssm's, is not seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.operations = self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.operations += 1
+        if not function.is_view:
+            moved = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+            # An expanded tensor is larger than what it reads.
+            self.bytes += sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in moved)
+        return out
+
+
 @torch.inference_mode()
 def step_profile(model, input_ids: torch.Tensor, steps: int = 9) -> StepProfile:
     """Profile `steps` eager decode steps after `input_ids` (B, T); 25 others give `seconds`.
@@ -56,7 +80,7 @@ def step_profile(model, input_ids: torch.Tensor, steps: int = 9) -> StepProfile:
 
     on_gpu, profiles = device.type == "cuda", []
     with model._optimize_model_for_decode():  # as in `timing.generation`
-        with _Count() as counted:
+        with Counted() as counted:
             step()
         seconds = statistics.median(timing.measure(step, device, warmup=timing.WARM_STEPS, repeats=25))
         for _ in range(steps):
@@ -70,17 +94,7 @@ def step_profile(model, input_ids: torch.Tensor, steps: int = 9) -> StepProfile:
     parts = _on_gpu(kernels, seconds) if on_gpu else _on_cpu(seen)
     profiled = statistics.median(length for length, _ in seen) if on_gpu else sum(parts.values())
     shares = {part: spent / sum(parts.values()) for part, spent in parts.items()}
-    return StepProfile(counted.calls, len(kernels[0]), seconds, profiled, shares)
-
-
-class _Count(TorchDispatchMode):
-    """Counts the operations that are called inside the with."""
-
-    calls = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.calls += 1
-        return function(*args, **(kwargs or {}))
+    return StepProfile(counted.operations, len(kernels[0]), seconds, profiled, shares)
 
 
 def _on_cpu(steps) -> dict[str, float]:

@@ -9,9 +9,8 @@ import statistics
 import pytest
 import torch
 from conftest import numbers, published_bytes
-from counted import Counted
 
-from shared import data, notebooks, reference
+from shared import data, notebooks, profiles, reference
 from shared.sizes import published_config
 
 LAB = "2.4.2"
@@ -125,7 +124,7 @@ def work() -> dict:
         for T in (512, 1024, 2048):
             given = lab["scan_inputs"](T, 128)
             for name, way in lab["ways"].items():
-                with Counted() as found[name, T]:
+                with profiles.Counted() as found[name, T]:
                     way(*given)
     return found
 
@@ -151,7 +150,7 @@ def test_what_lays_out_all_steps_moves_more_and_doubling_moves_it_in_every_round
 def test_the_library_asks_torch_more_often_than_the_course_and_the_path_is_named(said, work):
     assert "library: reference" in said["time-and-memory"]  # these machines have no kernel
     library, course = work["library", 2048], work["course", 2048]
-    assert library.calls > 5 * course.calls and library.bytes > course.bytes
+    assert library.operations > 5 * course.operations and library.bytes > course.bytes
     gains = [line for line in said["slopes"].splitlines() if line.startswith("library over")]
     assert [line.split(":")[0] for line in gains] == ["library over fused", "library over course"]
 

@@ -26,6 +26,20 @@ def test_operations_are_counted_and_twice_the_layers_take_more_of_them():
     assert two.kernels == 0 and two.seconds > 0 and two.profiled_seconds > 0
 
 
+def test_bytes_are_what_operations_read_and_write_and_views_move_nothing():
+    x, y = torch.ones(1000), torch.ones(1000)
+    with profiles.Counted() as count:
+        x.view(10, 100)[3:].t()
+    assert count.bytes == 0 and count.operations == 3
+    with profiles.Counted() as count:
+        x.add_(y)  # x is given and returned
+        torch.cat([x, y])
+    assert count.bytes == 12_000 + 16_000 and count.operations == 2
+    with profiles.Counted() as count:
+        torch.ones(1).expand(1000).sum()
+    assert count.bytes < 100  # one number is read, however often
+
+
 @pytest.mark.parametrize("name", ["tiny/mamba", "tiny/transformer", "tiny/jamba"])
 def test_on_a_cpu_the_parts_add_up_to_the_step(name):
     model, _ = models.load(name, device="cpu")
