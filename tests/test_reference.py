@@ -120,7 +120,15 @@ def start(copy, *arguments) -> subprocess.Popen:
     env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "COURSE_BUILD": str(copy / "build")}
     command = [sys.executable, copy / "data/reference/speed.py", "--scale", "tiny", *arguments]
     return subprocess.Popen(
-        command, env=env, cwd=copy, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        command,
+        env=env,
+        cwd=copy,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        # What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
