@@ -40,7 +40,7 @@ class StepProfile:
 
 
 class Counted(TorchDispatchMode):
-    """Counts what is done inside the with: the same on every machine, however busy.
+    """Counts what is done inside the with: the same however busy the machine is.
 
     Attributes:
         operations: calls into torch.
