@@ -80,7 +80,7 @@ test: setup-test ## everything that CI runs: style, then all tests
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(ONE_THREAD) $(VENV_PYTHON) -m pytest -n 2 --no-loadscope-reorder
 
-bench: setup-bench ## time the selective scan beside transformers' reference and mambapy's, and what memory.track costs (about 11 minutes)
+bench: setup-bench ## time the selective scan beside transformers' reference and mambapy's, and what memory.track costs (about 13 minutes)
 	@$(ONE_THREAD) $(VENV_PYTHON) scripts/bench.py
 
 tiny: setup ## rebuild the tiny text, tokenizer and models in data/tiny

@@ -113,22 +113,30 @@ def slope(lengths, seconds) -> tuple[float, float]:
     return gradient, covariance[0, 0] ** 0.5
 
 
-def tracking(name: str, work: Callable[[], object], pairs: int) -> None:
-    """Print how much longer `work` takes inside `memory.track`: quartiles over pairs, one beside the other."""
+def tracking(name: str, work: Callable[[], object], rounds: int) -> None:
+    """Print how much more `work` takes inside `memory.track` than without, and than itself without once more: quartiles
+    over rounds. What the second says is noise, the first says nothing where it is no larger.
+
+    Of the processor's time, the thread that samples included: other work on the machine counts less there.
+    """
 
     def seconds(tracked: bool) -> float:
         # Without it too garbage is collected and the heap trimmed before, which is no part of the forward.
         with memory.track("cpu") if tracked else contextlib.nullcontext(meters.Host().settle()):
-            start = time.perf_counter()
+            start = time.process_time()
             work()
-            return time.perf_counter() - start
+            return time.process_time() - start
 
     seconds(True), seconds(False)
-    # Each comes first in every second pair.
-    taken = [sorted({on: seconds(on) for on in (pair % 2 == 0, pair % 2 == 1)}.items()) for pair in range(pairs)]
-    low, middle, high = timing.quartiles([with_it / without - 1 for (_, without), (_, with_it) in taken])
-    usual = statistics.median(without for (_, without), _ in taken)
-    print(f"{name:26} {usual:6.2f} s  {middle:+.2%} (quartiles {low:+.2%} to {high:+.2%}, {pairs} pairs)")
+    order, taken = ["without", "with", "again"], []
+    for _ in range(rounds):
+        taken.append({way: seconds(way == "with") for way in order})
+        order = order[1:] + order[:1]
+    print(f"{name:26} {statistics.median(each['without'] for each in taken):6.2f} s", end="")
+    for way, said in (("with", "tracked"), ("again", "untracked again")):
+        low, middle, high = timing.quartiles([each[way] / each["without"] - 1 for each in taken])
+        print(f"  {said} {middle:+.1%} ({low:+.1%} to {high:+.1%})", end="")
+    print()
 
 
 @torch.inference_mode()
@@ -148,10 +156,10 @@ def show_tracking() -> None:
             timing.forward(model, ids[tokens])
 
     ids = data.random_tokens(model.config.vocab_size, [16, 512, 2048])
-    for tokens, pairs in {16: 60, 512: 10, 2048: 3}.items():
-        tracking(f"Mamba-130M, {tokens} tokens", lambda tokens=tokens: forward(tokens), pairs)
-    for count, pairs in {40_000: 60, 400_000: 10, 4_000_000: 3}.items():
-        tracking(f"{count:,} small operations", lambda count=count: many_small(count), pairs)
+    for tokens, rounds in {16: 60, 512: 12, 2048: 6}.items():
+        tracking(f"Mamba-130M, {tokens} tokens", lambda tokens=tokens: forward(tokens), rounds)
+    for count, rounds in {40_000: 60, 400_000: 12}.items():
+        tracking(f"{count:,} small operations", lambda count=count: many_small(count), rounds)
 
 
 def show(rows: list[dict]) -> None:

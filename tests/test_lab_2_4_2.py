@@ -138,7 +138,7 @@ def test_scans_take_work_linear_in_the_length_and_doubling_more_than_that(said, 
             assert 1.9 < less < 2.1 and 1.9 < more < 2.1, name
     slopes = rows_of(said["slopes"].split("library over")[0])
     assert set(slopes) == {"way", "fused", "course", "chunked", "sequential", "library", "doubling"}
-    assert all(error > 0 for _, error, *_ in list(slopes.values())[1:])
+    assert all(len(row) == 4 for name, row in slopes.items() if name != "way")
 
 
 def test_what_lays_out_all_steps_moves_more_and_doubling_moves_it_in_every_round(work):
