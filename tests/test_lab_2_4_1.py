@@ -129,6 +129,12 @@ def test_what_machines_have_measured_stands_beside_this_run(said):
         assert memory.human(models.size(name, torch.float32).weight_bytes) in row
 
 
+def test_prefill_is_never_free(swept):
+    for architecture in ("mamba", "transformer"):
+        times = swept[swept.architecture == architecture].set_index("tokens").time_to_first_token
+        assert times[4096] > 4 * times[256]  # of sixteen times the tokens: room for a noisy machine
+
+
 def test_a_slope_of_zero_is_read_off_the_state_and_of_one_off_the_cache(said):
     rows = [line for line in said["exponents"].splitlines() if line.strip().startswith("cache or state")]
     mamba, transformer = (numbers(row)[-2] for row in rows)

@@ -137,8 +137,9 @@ def test_scans_take_work_linear_in_the_length_and_doubling_more_than_that(said, 
         else:
             assert 1.9 < less < 2.1 and 1.9 < more < 2.1, name
     slopes = rows_of(said["slopes"].split("library over")[0])
-    assert set(slopes) == {"way", "fused", "course", "chunked", "sequential", "library", "doubling"}
-    assert all(len(row) == 4 for name, row in slopes.items() if name != "way")
+    for name in ("fused", "course", "chunked", "sequential", "library"):
+        slope, error = slopes[name][:2]
+        assert 0.5 < slope < 1.7 and error < 0.5, name
 
 
 def test_what_lays_out_all_steps_moves_more_and_doubling_moves_it_in_every_round(work):
@@ -151,8 +152,17 @@ def test_the_library_asks_torch_more_often_than_the_course_and_the_path_is_named
     assert "library: reference" in said["time-and-memory"]  # these machines have no kernel
     library, course = work["library", 2048], work["course", 2048]
     assert library.operations > 5 * course.operations and library.bytes > course.bytes
-    gains = [line for line in said["slopes"].splitlines() if line.startswith("library over")]
-    assert [line.split(":")[0] for line in gains] == ["library over fused", "library over course"]
+    gains = [numbers(line)[0] for line in said["slopes"].splitlines() if line.startswith("library over")]
+    fused, course = gains  # about 2 and 8 on a quiet machine
+    assert fused > 1 and course > 2
+
+
+def test_the_library_is_slower_than_the_course_and_doubling_than_the_loop(said):
+    text = said["time-and-memory"]
+    header, longest = text.splitlines()[1].split()[1:], numbers(text.splitlines()[7])[1:]
+    seconds = dict(zip(header, longest, strict=True))
+    assert seconds["library"] > 1.5 * seconds["course"]
+    assert seconds["doubling"] > seconds["sequential"]
 
 
 # ---- the block -----------------------------------------------------------------------------------------------------

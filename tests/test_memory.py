@@ -219,12 +219,18 @@ def test_tracking_costs_a_forward_less_than_one_percent(sampling, one_thread):
             taken = forwards()
         return *taken, len(m.timeline())
 
-    tracked()
+    def untracked():
+        meters.Host().settle()  # as tracking begins: what is measured is not how the heap grows again
+        return forwards()
+
+    untracked(), tracked()
     sampling.clear()
-    walls, processors, samples = zip(*(tracked() for _ in range(9)), strict=True)
+    pairs = [(tracked(), untracked()) for _ in range(9)]
+    walls, processors, samples = zip(*(with_it for with_it, _ in pairs), strict=True)
+    without = min(processor for _, (_, processor) in pairs)
     of_time, of_processor = sum(sampling) / sum(walls), sum(sampling) / sum(processors)
-    print(f"sampling takes {of_time:.2%} of the time, {of_processor:.2%} of the processor's")
-    assert of_time < 0.01 and of_processor < 0.03
+    print(f"sampling takes {of_time:.2%} of the time; the fastest forwards: {min(processors) / without - 1:+.2%}")
+    assert of_time < 0.01 and of_processor < 0.03 and min(processors) < 1.1 * without
     assert sum(samples) >= 9 * 3  # of each block two are those of its begin and its end
 
 
