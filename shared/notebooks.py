@@ -7,6 +7,7 @@ An exercise is a code cell with the tag `exercise` and an id such as `ex-kv-cach
 """
 
 import argparse
+import ast
 import errno
 import functools
 import html
@@ -17,6 +18,7 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,11 +113,22 @@ def solve(lab: str):
 # ---- execution --------------------------------------------------------------------------------------------------
 
 
-def execute(lab: str, scale: str = "tiny", solved: bool = True, folder: Path | None = None, **parameters) -> Run:
+def execute(
+    lab: str,
+    scale: str = "tiny",
+    solved: bool = True,
+    folder: Path | None = None,
+    numbers: dict | None = None,
+    **parameters,
+) -> Run:
     """Execute a lab with papermill on a fresh kernel and write it to `folder` (default build/executed).
 
     Further keyword arguments set values of the lab's `parameters` cell; an unknown one is an error (papermill only
     warns). A failing cell does not raise: the run carries its error, and the notebook is written as far as it came.
+    Nor does something missing: the run carries the first sentence about it, and cells that do not need it have run.
+
+    Args:
+        numbers: in the place of some in the settings of this scale, such as {"contexts": (64, 128)}: a shorter run.
     """
     import nbformat
     import papermill
@@ -130,6 +143,8 @@ def execute(lab: str, scale: str = "tiny", solved: bool = True, folder: Path | N
     known = re.findall(r"^(\w+) *=", cells[0].source, flags=re.MULTILINE)
     if unknown := set(parameters) - set(known):
         raise ValueError(f"Lab {lab} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}.")
+    if numbers:
+        change_settings(notebook, scale, numbers)
 
     folder = folder or BUILD / "executed"
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,10 +167,39 @@ def execute(lab: str, scale: str = "tiny", solved: bool = True, folder: Path | N
         error = "the kernel died, most likely for lack of memory: close other notebooks and run this lab again"
     seconds = time.perf_counter() - start
     partial.replace(out)
-    verdicts = [text(cell) for cell in tagged(nbformat.read(out, as_version=4), "check")]
+    executed = nbformat.read(out, as_version=4)
+    verdicts = [text(cell) for cell in tagged(executed, "check")]
+    error = error or next(missing(executed), "")
     # ru_maxrss of the children: the kernel is the only child that has ended (kilobytes on Linux, bytes on a Mac).
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Run(lab, out, seconds, peak, sum("✓" in v for v in verdicts), len(verdicts), error)
+
+
+def change_settings(notebook, scale: str, numbers: dict) -> None:
+    """Put numbers in the place of some of a scale's, in the notebook's settings cell, before anything reads them.
+
+    Raises ValueError for a name that the scale's settings do not have.
+    """
+    cell = next(cell for cell in notebook.cells if cell.id == "settings")
+    tree = ast.parse(cell.source)
+    table = next(s for s in tree.body if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "SETTINGS")
+    scales = {key.value: _names(value) for key, value in zip(table.value.keys, table.value.values, strict=True)}
+    if unknown := set(numbers) - set(scales[scale]):
+        raise ValueError(
+            f"The settings of scale {scale} have no {', '.join(sorted(unknown))}; they have {', '.join(scales[scale])}."
+        )
+    lines = cell.source.splitlines()
+    lines.insert(table.end_lineno, f"SETTINGS[{scale!r}].update({numbers!r})")
+    cell.source = "\n".join(lines)
+
+
+def _names(table: ast.expr) -> list[str]:
+    """The names in a table that is written as {...}, dict(...) or several of them joined by |."""
+    if isinstance(table, ast.BinOp):
+        return _names(table.left) + _names(table.right)
+    if isinstance(table, ast.Call):
+        return [keyword.arg for keyword in table.keywords]
+    return [key.value for key in table.keys]
 
 
 def _check_scale(scale: str) -> None:
@@ -167,6 +211,14 @@ def text(cell) -> str:
     """What a code cell printed or showed as plain text."""
     parts = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.get("outputs", [])]
     return "".join(parts)
+
+
+def missing(notebook) -> Iterator[str]:
+    """What an executed notebook could not have and went on without (`shared.absent`): its sentences, in order."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if sentence := output.get("metadata", {}).get("missing"):
+                yield sentence
 
 
 def run(lab: str | None = None, scale: str = "tiny") -> list[Run]:
@@ -243,7 +295,7 @@ def table(runs: list[Run]) -> str:
             f"{r.lab:<6} {r.seconds:>8.1f} {r.peak_bytes / 1e9:>9.2f} GB {checks:>14}  {os.path.relpath(r.page)}"
         )
         if r.error:
-            lines.append(f"       stopped: {r.error}")
+            lines.append(f"       not whole: {r.error}")
     return "\n".join(lines)
 
 

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Image, display
+from matplotlib.collections import Collection
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in grey by the markers below.
@@ -111,12 +115,41 @@ def short(tokens: float) -> str:
 def show(fig, alt: str) -> None:
     """Display a figure as an image with alternative text, and close it.
 
-    The alternative text says what a reader who cannot see the figure should know.
+    The alternative text says what a reader who cannot see the figure should know. What was drawn goes into the output's
+    metadata, as `drawn` has it, so that a test can judge a figure that nobody looks at.
     """
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=160)
     plt.close(fig)
-    display(Image(buffer.getvalue(), format="png", width=int(fig.get_figwidth() * 88), alt=alt))
+    image = Image(buffer.getvalue(), format="png", width=int(fig.get_figwidth() * 88), alt=alt)
+    display(image, metadata={"image/png": {"drawn": drawn(fig)}})
+
+
+def drawn(fig) -> list[list[dict]]:
+    """What each axes of a figure shows: of every line, bar, area, mark and matrix its kind, values and finite values.
+
+    Lines across the whole axes, such as a limit, and frames are no data. A colour bar has axes of its own and no data.
+    """
+    return [[found for artist in ax.get_children() if (found := _values(ax, artist))] for ax in fig.axes]
+
+
+def _values(ax, artist) -> dict | None:
+    """{kind, values, finite} of one artist that shows data, else None."""
+    if artist is ax.patch or artist.get_transform() in (ax.get_xaxis_transform(), ax.get_yaxis_transform()):
+        return None
+    if isinstance(artist, Line2D):
+        values = np.column_stack([np.asarray(part, float) for part in artist.get_data(orig=False)]).sum(1)
+    elif isinstance(artist, AxesImage):
+        values = np.ma.filled(np.ma.asarray(artist.get_array(), float), np.nan)
+    elif isinstance(artist, Collection):
+        paths = [path.vertices for path in artist.get_paths()]
+        values = np.concatenate(paths).sum(1) if paths else np.empty(0)
+    elif isinstance(artist, Rectangle):
+        values = np.array([artist.get_width() + artist.get_height() + sum(artist.get_xy())])
+    else:
+        return None
+    kind = type(artist).__name__
+    return {"kind": kind, "values": int(values.size), "finite": int(np.isfinite(values).sum())}
 
 
 def memory_timeline(ax, timeline, title: str = "") -> None:

@@ -6,6 +6,7 @@ Names are those of the published configs in data/models/ ("mamba-2.8b") and of t
 
 import difflib
 import json
+import os
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,8 @@ from shared.catalogue import MODELS
 from shared.errors import BadInput, DamagedCheckpoint
 
 DATA = Path(__file__).resolve().parents[1] / "data"
+# Where the published configs are read; a rehearsal of scale full puts those of its small stand-ins in their place.
+PUBLISHED = Path(os.environ.get("COURSE_MODELS") or DATA / "models")
 
 TINY = tuple(f"tiny/{m}" for m in ("mamba", "transformer", "olmoe", "olmoe-collapsed", "deepseek-moe", "jamba"))
 
@@ -107,7 +110,7 @@ def published_config(name: str):
 
     import shared.deepseek  # noqa: F401  registers model_type "deepseek"
 
-    file = DATA / name / "config.json" if name in TINY else DATA / "models" / f"{name}.json"
+    file = DATA / name / "config.json" if name in TINY else PUBLISHED / f"{name}.json"
     try:
         fields = dict(json.loads(file.read_text()))
     except (OSError, TypeError, ValueError):
@@ -122,5 +125,7 @@ def published_config(name: str):
 
 def remedy(file: Path) -> str:
     """What to do about a damaged file or folder of the course, as the end of a sentence."""
+    if not file.is_relative_to(DATA):
+        return f"take {file} out of the folder that COURSE_MODELS names, or make it anew"
     rebuild = " and `make tiny` builds it anew" if file.is_relative_to(DATA / "tiny") else ""
     return f"`git checkout -- {file.relative_to(DATA.parent)}` restores it{rebuild}"

@@ -96,11 +96,12 @@ def test_contexts_are_named_as_powers_of_two(tokens, text):
 
 def test_show_displays_an_image_with_alternative_text_and_closes_the_figure(monkeypatch):
     shown = []
-    monkeypatch.setattr(plots, "display", shown.append)
+    monkeypatch.setattr(plots, "display", lambda image, metadata: shown.append((image, metadata)))
     fig, ax = plots.figure()
     ax.plot([1, 2], [1, 2])
     plots.show(fig, "A line that rises.")
-    data, metadata = shown[0]._repr_png_()
+    data, metadata = shown[0][0]._repr_png_()
+    assert shown[0][1] == {"image/png": {"drawn": [[{"kind": "Line2D", "values": 2, "finite": 2}]]}}
     assert metadata["alt"] == "A line that rises." and len(data) > 1000
     assert plt.get_fignums() == []
 
