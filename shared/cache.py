@@ -57,7 +57,10 @@ def local(name: str, split: str | None = None) -> Path | None:
     split, folder = split or next(iter(source.splits)), snapshot(source)
     if mark(source, split).exists():
         return None
-    files = checkpoint_files(folder) if source.kind == "model" else [folder / file for file in source.splits[split]]
+    if source.kind == "model":
+        files = [*checkpoint_files(folder), *tokenizer_files(folder)]
+    else:
+        files = [folder / file for file in source.splits[split]]
     return folder if all(file.exists() for file in files) else None
 
 
@@ -71,6 +74,11 @@ def checkpoint_files(folder: Path) -> list[Path]:
     except (ValueError, KeyError, AttributeError, TypeError):
         raise DamagedCheckpoint(f"{index} is damaged: delete it and load again, which downloads it anew.") from None
     return [config, index, *(folder / part for part in sorted(parts))]
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files without which transformers makes up a tokenizer of its own, and says nothing."""
+    return [folder / "tokenizer.json", folder / "tokenizer_config.json"]
 
 
 # ---- how large, and away with it --------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ MODELS = {
     "jamba-v0.1": _model("ai21labs/Jamba-v0.1", "9efd11575ba791d9e3d25d4c8b670e78506b2df7"),
 }
 DATASETS = {
-    "wikitext-2": _wikitext("2", 1, "2.4.5"),
+    "wikitext-2": _wikitext("2", 1, "2.4.5", "2.4.6"),
     "wikitext-103": _wikitext("103", 2, "2.4.5"),
     "pg19": Source(
         "dataset",

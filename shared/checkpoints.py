@@ -38,6 +38,11 @@ def check_files(folder: Path) -> None:
                 raise DamagedCheckpoint(f"{file} is damaged ({error}): {remedy(folder)}.") from None
 
 
+def missing_tokenizer(folder: Path) -> Path | None:
+    """The first file of a tokenizer that is not in the folder, or None."""
+    return next((file for file in cache.tokenizer_files(folder) if not file.exists()), None)
+
+
 def remedy(folder: Path) -> str:
     """What to do about a damaged checkpoint, as the end of a sentence."""
     if folder.is_relative_to(DATA):

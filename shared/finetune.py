@@ -20,14 +20,13 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
-from shared import data, memory, models, sizes
-from shared.errors import BadInput, Missing
+from shared import data, guard, memory, models, sizes
+from shared.errors import BadInput, NotEnoughMemory
 from shared.notebooks import BUILD
 
 INSTRUCT = data.DATA / "tiny" / "instruct"
@@ -56,23 +55,28 @@ def prompt(example: Mapping[str, str]) -> str:
     return data.format_instruction({**example, "output": ""})
 
 
-def examples(scale: str) -> tuple[list[dict], list[dict], list[dict], list[dict]]:
-    """What a scale trains on: (new, new held out, old, old held out); at scale full Alpaca, of which nothing is old."""
-    if scale == "full":
-        rows = data.alpaca(1000).to_list()
-        return rows[:900], rows[900:], [], []
-    return tuple(instructions(split, skills) for skills in (NEW, OLD) for split in SPLITS)
+def examples(
+    scale: str, weights: str = "trained", most: int = 1000
+) -> tuple[list[dict], list[dict], list[dict], list[dict]]:
+    """What a scale trains on: (new, new held out, old, old held out), `most` examples of each at the most.
+
+    At scale full `most` of Alpaca, a tenth of them held out, of which nothing is old. Random weights learn nothing from
+    that: there the shipped examples do, without a download.
+    """
+    if scale == "full" and weights == "trained":
+        rows = data.alpaca(most).to_list()
+        train = most * 9 // 10
+        return rows[:train], rows[train:], [], []
+    return tuple(instructions(split, skills)[:most] for skills in (NEW, OLD) for split in SPLITS)
 
 
 def base(name: str, weights: str = "trained"):
     """(model, tokenizer): a shipped base in float32, or one of the course in bfloat16. Raises as `models.load`."""
     if name not in BASES:
         model, tokenizer = models.load(name, weights=weights)
-        if tokenizer is None:
-            raise Missing(f"{name}'s tokenizer is not in the cache: `make fetch NAME={name}` gets it with its weights.")
-        return model, tokenizer
+        return model, tokenizer or models.tiny_tokenizer()
     device = memory.pick_device()
-    tokenizer = AutoTokenizer.from_pretrained(INSTRUCT / "tokenizer")
+    tokenizer = models.tokenizer_of(INSTRUCT / "tokenizer")
     if weights == "random":
         config = AutoConfig.from_pretrained(INSTRUCT / name)
         return models.from_config(config, torch.float32, device), tokenizer
@@ -99,6 +103,17 @@ def for_memory(architecture: str, scale: str, full: bool) -> nn.Module:
     else:
         config.intermediate_size = 1536
     return models.from_config(config, torch.float32, device)
+
+
+def check_room(model: nn.Module, training_bytes: int) -> None:
+    """Before the first step: raise NotEnoughMemory where what a training holds, the model included, does not fit."""
+    there = sum(p.numel() * p.element_size() for p in model.parameters())
+    needed, free = training_bytes - there, guard.budget(model.device)
+    if needed > free:
+        raise NotEnoughMemory(
+            f"Beside its weights this training needs {memory.human(needed)} on {model.device}, before activations, and "
+            f"{memory.human(free)} are available: train adapters, or a smaller model."
+        )
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------

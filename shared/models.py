@@ -7,6 +7,7 @@ ship with the course. Nothing falls back silently: what cannot be had is one sen
 import gc
 import importlib
 import logging
+import math
 import weakref
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,15 +43,22 @@ __all__ = [
     "fits",
     "load",
     "path",
+    "positions",
     "size",
+    "tiny_tokenizer",
     "unload",
 ]
 
 
+def positions(model) -> float:
+    """How many tokens a model has positions for; math.inf where nothing limits it, as in Mamba."""
+    return getattr(model.config, "max_position_embeddings", None) or math.inf
+
+
 def check_context(model, length: int) -> None:
     """Raise ContextTooLong if `length` tokens are more than the model has positions for. Mamba has no such limit."""
-    most = getattr(model.config, "max_position_embeddings", None)
-    if most is not None and length > most:
+    most = positions(model)
+    if length > most:
         raise ContextTooLong(
             f"{type(model).__name__} has {most:,} positions and {length:,} tokens were asked for: shorten the context "
             f"to {most:,} tokens, or take a Mamba model, which has no such limit."
@@ -102,6 +110,8 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained
     else:
         folder = checkpoints.folder(name)
         model = from_folder(folder, dtype, device, **quantization)
+        if (found := sum(p.numel() for p in model.parameters())) != (total := size(name).total):
+            _refuse(folder, f"a checkpoint of {found:,} parameters", f"{name} has {total:,}")
     return model, _tokenizer(name, folder, needed=weights == "trained")
 
 
@@ -200,15 +210,44 @@ def _registered(model):
 
 
 def _tokenizer(name: str, folder: Path | None, needed: bool):
-    from transformers import AutoTokenizer
+    """The tokenizer of a model; None where it is not needed and not there. Raises: DamagedCheckpoint."""
+    if name in TINY:
+        folder = DATA / "tiny" / "tokenizer"
+    missing = checkpoints.missing_tokenizer(folder) if folder else "its folder"
+    if missing and not needed:
+        return None
+    if missing:
+        raise DamagedCheckpoint(f"{missing} is missing: {checkpoints.remedy(folder)}.")
+    config = published_config(name)
+    tokenizer = tokenizer_of(folder, config.model_type)
+    # A tokenizer of another model would be taken without a word, and every token would mean something else.
+    if not 0.9 * config.vocab_size <= len(tokenizer) <= config.vocab_size:
+        _refuse(folder, f"a tokenizer of {len(tokenizer):,} tokens", f"{name} has {config.vocab_size:,}")
+    return tokenizer
 
-    source = DATA / "tiny" / "tokenizer" if name in TINY else folder
+
+def _refuse(folder: Path, found: str, right: str) -> None:
+    raise DamagedCheckpoint(f"In {folder} lies {found}, and {right}: {checkpoints.remedy(folder)}.")
+
+
+def tiny_tokenizer():
+    """The tokenizer of the tiny models. Where weights are random and nothing is downloaded, any one will do."""
+    return tokenizer_of(DATA / "tiny" / "tokenizer")
+
+
+def tokenizer_of(folder: Path, model_type: str = ""):
+    """The tokenizer whose files lie in a folder. No code of a repository runs. Raises: DamagedCheckpoint."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    # DeepSeekMoE's files name a class that splits text at other places than its tokenizer.json says. AutoTokenizer
+    # takes the class that follows the file, after a page of advice to its authors; here it is asked for at once.
+    kind = PreTrainedTokenizerFast if model_type == "deepseek" else AutoTokenizer
+    # Published files ask to remove spaces before punctuation, which is wrong for these tokenizers: transformers does
+    # not do it and prints a page about it at each decoding.
     try:
-        return AutoTokenizer.from_pretrained(source) if source else None
+        return kind.from_pretrained(folder, trust_remote_code=False, clean_up_tokenization_spaces=False)
     except (OSError, ValueError) as error:
-        if not needed:
-            return None
-        raise DamagedCheckpoint(f"The tokenizer in {source} cannot be read: {checkpoints.remedy(source)}.") from error
+        raise DamagedCheckpoint(f"The tokenizer in {folder} cannot be read: {checkpoints.remedy(folder)}.") from error
 
 
 @contextmanager

@@ -5,10 +5,12 @@
         quality.keep(name, lambda: measure(name))   # measured once, then read
     quality.finish(frame)                           # the CSV is written, what was kept goes
 
-A result is a file of its own under build/results/<name>.unfinished/, complete or not there. It holds the settings, the
-machine and the versions under which it was made: a run under others is refused, not mixed in.
+A result is a file of its own under build/results/<name>-<key>.unfinished/, complete or not there. The key is made of
+the settings, the machine and the versions: under others it is another sweep, with a folder of its own, and neither is
+lost.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from shared import results
-from shared.errors import BadInput, CourseError
+from shared.errors import CourseError
 from shared.notebooks import BUILD
 
 
@@ -26,25 +28,27 @@ class Sweep:
 
     def __init__(self, name: str, **settings):
         """settings: all that a result depends on besides its item; JSON values."""
-        self.name, self.folder, self.made = name, BUILD / "results" / f"{name}.unfinished", 0
         where = {key: value for key, value in results.machine().items() if key != "date"}
-        self.settings = json.loads(json.dumps({**settings, **where}))
+        self.name, self.settings = name, {**settings, **where}
+        key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+        self.folder = BUILD / "results" / f"{name}-{key}.unfinished"
+        self.made = 0
 
     def has(self, item: str) -> bool:
-        """Whether the result of `item` is kept. Raises: BadInput where it was made under other settings."""
+        """Whether the result of `item` is kept."""
         return self._read(item) is not None
 
     def keep(self, item: str, measure: Callable[[], object]):
         """The kept result of `item`, or what `measure()` returns, which is kept from then on.
 
-        Raises: BadInput where the kept one was made under other settings; CourseError where it cannot be written.
+        Numbers of numpy and torch are kept as plain ones. Raises: CourseError where the result cannot be written.
         """
         if (kept := self._read(item)) is not None:
             return kept["result"]
-        result = json.loads(json.dumps(measure()))
-        self._write(self._file(item), json.dumps({"settings": self.settings, "result": result}))
+        text = json.dumps({"settings": self.settings, "result": measure()}, default=_plain)
+        self._write(self._file(item), text)
         self.made += 1
-        return result
+        return json.loads(text)["result"]
 
     def finish(self, frame) -> Path:
         """Write the whole table to build/results/<name>.csv, and forget what was kept: the next run measures anew."""
@@ -58,16 +62,9 @@ class Sweep:
     def _read(self, item: str) -> dict | None:
         try:
             kept = json.loads(self._file(item).read_text(encoding="utf-8"))
-            before, _ = kept["settings"], kept["result"]
+            _ = kept["result"]
         except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged from outside
             return None
-        keys = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
-        if keys:
-            changed = ", ".join(f"{key}: {before.get(key)!r} then, {self.settings.get(key)!r} now" for key in keys)
-            raise BadInput(
-                f"{self.folder} holds an interrupted sweep with other settings ({changed}): go on with those, or "
-                "delete that folder and start anew."
-            )
         return kept
 
     @staticmethod
@@ -81,3 +78,10 @@ class Sweep:
             with suppress(OSError):
                 part.unlink()
             raise CourseError(f"The result could not be kept in {file}: {problem.strerror}.") from None
+
+
+def _plain(value):
+    """A number, an array or a tensor as JSON has it."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"A result of a sweep cannot hold {type(value).__name__}: give numbers, text, lists or dicts.")

@@ -7,8 +7,10 @@ import sys
 import textwrap
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from shared import notebooks, results, sweeps
 from shared.errors import BadInput, CourseError
@@ -51,17 +53,31 @@ def test_a_finished_sweep_is_a_table_and_the_next_run_measures_anew(build):
 
 
 @pytest.mark.parametrize("change", [{"scale": "full"}, {"scale": "tiny", "stride": 3}, {}])
-def test_results_under_other_settings_are_refused(build, change):
+def test_other_settings_are_another_sweep_and_neither_loses_or_mixes_results(build, change):
     run(sweeps.Sweep("s", scale="tiny"), ["a"])
-    with pytest.raises(BadInput, match=r"other settings \((scale|stride).*delete"):
-        run(sweeps.Sweep("s", **change), ["a"])
+    other = sweeps.Sweep("s", **change)
+    assert not other.has("a")
+    other.keep("a", lambda: "measured under other settings")
+    assert sweeps.Sweep("s", scale="tiny").keep("a", lambda: "again")["value"] == 1 / 3
+    other.finish(pd.DataFrame({"x": [1]}))
+    assert sweeps.Sweep("s", scale="tiny").has("a"), "the end of one sweep must leave the other"
 
 
 def test_another_machine_or_version_counts_as_other_settings(build, monkeypatch):
     run(sweeps.Sweep("s"), ["a"])
     monkeypatch.setattr(results, "machine", lambda: {"machine": "another", "date": "2026-01-01"})
-    with pytest.raises(BadInput, match="machine"):
-        run(sweeps.Sweep("s"), ["a"])
+    assert not sweeps.Sweep("s").has("a")
+
+
+def test_numbers_of_numpy_and_torch_are_kept(build):
+    measured = {"mean": np.float32(0.5), "count": np.int64(3), "each": np.arange(2), "loss": torch.tensor(1.5)}
+    kept = sweeps.Sweep("s").keep("a", lambda: measured)
+    assert kept == {"mean": 0.5, "count": 3, "each": [0, 1], "loss": 1.5} == sweeps.Sweep("s").keep("a", dict)
+
+
+def test_what_no_table_can_hold_is_one_sentence(build):
+    with pytest.raises(TypeError, match=r"cannot hold object: give numbers"):
+        sweeps.Sweep("s").keep("a", object)
 
 
 def test_the_date_alone_does_not(build, monkeypatch):
@@ -74,7 +90,7 @@ def test_the_date_alone_does_not(build, monkeypatch):
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"settings": {}}'])
 def test_a_damaged_result_is_measured_again(build, damage):
     run(sweeps.Sweep("s"), ["a"])
-    (file,) = (build / "results" / "s.unfinished").iterdir()
+    (file,) = sweeps.Sweep("s").folder.iterdir()
     file.write_text(damage)
     again = sweeps.Sweep("s")
     run(again, ["a"])
@@ -103,7 +119,8 @@ def test_a_killed_process_leaves_whole_results_only(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(program)]
     killed = subprocess.run([*command, "c"], env={**os.environ}, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL
-    assert sorted(f.name for f in (tmp_path / "results" / "s.unfinished").iterdir()) == ["a.json", "b.json"]
+    (folder,) = (tmp_path / "results").iterdir()
+    assert sorted(file.name for file in folder.iterdir()) == ["a.json", "b.json"]
     done = subprocess.run([*command, "none"], capture_output=True, text=True)
     assert done.stdout.strip() == "1", done.stderr
 
