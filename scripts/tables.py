@@ -7,13 +7,15 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from shared import hub, models
+from shared import fitting, guard, hub, models
 from shared.catalogue import DATASETS, MODELS
 from shared.memory import human
 from shared.sizes import DATA, TINY, published_config
 
 FILE = DATA / "README.md"
 CONTEXTS = (4096, 16384, 65536, 100_000)
+# Bytes available on idle DGX Sparks, from reports: Syllo/nvtop issue 449, unslothai/unsloth pull request 10705.
+IDLE = (121_300_000_000, 124_400_000_000)
 PAIRS = (("mamba-130m", "pythia-160m"), ("mamba-1.4b", "pythia-1.4b"), ("mamba-2.8b", "pythia-2.8b"))
 
 
@@ -53,6 +55,29 @@ def context_rows() -> Iterable[tuple[str, ...]]:
         yield f"`{mamba}`: state", *(human(a.state_bytes) for _ in CONTEXTS), "no limit"
 
 
+def spark() -> str:
+    """What the two largest models need on a DGX Spark, and whether it has that, in a sentence."""
+    names = ("jamba-v0.1", "mixtral-8x7b")
+    kept = guard.kept(guard.SPARK)
+    loading = {bits: [_while_loading(name, bits) for name in names] for bits in (16, 8)}
+    jamba, mixtral = loading[16]
+    return (
+        f"- **In bf16 Jamba does not fit on one DGX Spark, and Mixtral only where next to nothing else runs.** While "
+        f"they load they need {_gb(jamba)} and {_gb(mixtral)}, and {_gb(kept)} of a Spark's {_gb(guard.SPARK)} stay "
+        f"free. So {_gb(jamba + kept)} and {_gb(mixtral + kept)} have to be available, where owners report "
+        f"{_gb(IDLE[0])} to {_gb(IDLE[1])} on an idle machine, and every notebook's kernel takes of it. With 8-bit "
+        f"experts they load in {_gb(loading[8][0])} and {_gb(loading[8][1])}, and fit."
+    )
+
+
+def _while_loading(name: str, bits: int) -> int:
+    return models.size(name, bits=bits).weight_bytes + fitting.in_flight(name, bits=bits)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
 def misleading() -> str:
     """The sentences on the table that stands in many places, with its figures taken apart."""
     c, kept = published_config("mamba-1.4b"), models.size("mamba-1.4b").state_bytes
@@ -85,6 +110,7 @@ def made() -> dict[str, str]:
         ),
         "context": table(("batch 1, bf16", *contexts, "positions"), context_rows()),
         "misleading": misleading(),
+        "spark": spark(),
     }
 
 

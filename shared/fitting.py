@@ -43,14 +43,19 @@ def fits(
     return replace(fit, reason=f"{fit.reason[:-1]}; {advice}.")
 
 
+def in_flight(name: str, dtype: torch.dtype = torch.bfloat16, bits: int = 16) -> int:
+    """Bytes beside the weights while trained ones are loaded into unified memory, tensor by tensor."""
+    return streaming.IN_FLIGHT * size(name, dtype, bits).largest_bytes
+
+
 def _fit(name: str, context: int, device, dtype, weights, bits) -> Fit:
     parts = size(name, dtype, bits)
-    in_flight = streaming.IN_FLIGHT * parts.largest_bytes if weights == "trained" and memory.is_unified(device) else 0
+    extra = in_flight(name, dtype, bits) if weights == "trained" and memory.is_unified(device) else 0
     cache = context * parts.kv_bytes_per_token + parts.state_bytes if context else 0
-    needed, free, kept = parts.weight_bytes + in_flight + cache, guard.budget(device), guard.reserve(device)
+    needed, free, kept = parts.weight_bytes + extra + cache, guard.budget(device), guard.reserve(device)
     added = ["8-bit experts"] * (bits == 8) + [f"{context:,} tokens of context"] * (context > 0)
     what = f"{name} with {' and '.join(added)}" if added else name
-    loading = f" ({human(in_flight)} of it while it loads)" if in_flight else ""
+    loading = f" ({human(extra)} of it while it loads)" if extra else ""
     verb = "fits" if needed <= free else "does not fit"
     reason = f"{what} {verb}: it needs {human(needed)}{loading} on {device} and {human(free)} are available"
     reason += f" beside the {human(kept)} that stay free" if kept else ""

@@ -1,13 +1,14 @@
 """Keep a machine whose GPU shares the CPU's memory (DGX Spark) from running dry: it would hang instead of raising.
 
 Before a load and each step of a sweep, what they need is compared with what is free less a reserve (`budget`). torch is
-capped (`cap`). A thread watches what is left, for what no one foresaw, and stops the running cell (`watch`); the
+capped (`cap`). A thread watches memory and swap, for what no one foresaw, and stops the running cell (`watch`); the
 notebook's variables stay. Elsewhere nothing happens: a discrete GPU raises, a CPU has swap or a container's limit.
 
 Tested with faked devices and files of /proc; it has not run on a Spark yet.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,19 @@ from shared.errors import NotEnoughMemory
 if TYPE_CHECKING:
     import psutil
 
-SHARE, LEAST = 0.05, 4_000_000_000  # of the machine's memory, and bytes: what stays with everything else on it
+# What stays free where CPU and GPU share the memory: a share of it, and at least so many bytes. From reports alone:
+# - A Spark was nearly unusable with 11.7 GB available and 0.14 GB of swap free (NVIDIA-NeMo/Automodel issue 3532). The
+#   watchdog has to act well above that: its floor there is 15.7 GB. Plans leave 19.6 GB. The 3.9 GB between the two are
+#   for what no plan counts, so that it does not stop a cell at once.
+# - Machines under pressure still wedge with the software of 2026, without an error or with one that comes too late
+#   (NVIDIA/open-gpu-kernel-modules issue 1358, NVIDIA/dgx-spark-playbooks issue 97). Others keep 8 or 26 GiB free.
+RESERVE, RESERVE_LEAST = 0.15, 4_000_000_000  # plans: `budget`, `cap`, `models.fits`
+FLOOR, FLOOR_LEAST = 0.12, 3_000_000_000  # the watchdog
+# Bytes that may go to swap while a cell runs. Linux swaps before little is available, and in the report swap was gone.
+SWAPPED = 1_000_000_000
+STEP = 16  # a cell that begins below the floor may take a sixteenth of what is left (`_Cell`)
+SPARK = 130_663_006_208  # bytes in all of a DGX Spark with the firmware of 2026 (121.69 GiB), as its owners report it
+
 INTERVAL = 0.05  # seconds; a core fills less than half a GB in that time
 SIGNAL = signal.SIGUSR2  # Jupyter has SIGINT for itself, and faulthandler is often given SIGUSR1
 
@@ -40,9 +53,19 @@ class MemoryRanLow(NotEnoughMemory):
         return super()._render_traceback_()
 
 
+def kept(total: int) -> int:
+    """Bytes that a plan leaves free on a machine with `total` bytes of unified memory."""
+    return max(RESERVE_LEAST, int(RESERVE * total))
+
+
+def floor(total: int) -> int:
+    """Available bytes below which the watchdog stops a cell on a machine with `total` bytes of unified memory."""
+    return max(FLOOR_LEAST, int(FLOOR * total))
+
+
 def reserve(device=None) -> int:
-    """Bytes that stay with the rest of the machine: 5 %, at least 4 GB, where the memory is unified; elsewhere 0."""
-    return max(LEAST, int(SHARE * memory.host("MemTotal"))) if memory.is_unified(device) else 0
+    """Bytes that stay with the rest of the machine: `kept` of its memory where that is unified; elsewhere 0."""
+    return kept(memory.host("MemTotal")) if memory.is_unified(device) else 0
 
 
 def budget(device=None) -> int:
@@ -69,30 +92,79 @@ def protect(device=None) -> None:
 
 # -------------------------------------------------------------------------------------------------------- the watchdog
 
+
+class _Cell:
+    """The levels at which the running cell is stopped, from those at its begin.
+
+    A cell that begins below the floor must be able to give memory back, so it may run, and take little: of 15 GB, 0.9.
+    Whoever runs it again after each stop is told three times before 11.7 GB are left. What comes back while it runs
+    (memory or swap) is not the cell's to take again.
+    """
+
+    def __init__(self, now: dict[str, int]):
+        self._least, self._swapped = _least(now), _swapped(now)
+
+    def why_stop(self, now: dict[str, int]) -> str:
+        """What is wrong at the levels `now` (of `memory.meminfo`), or nothing. Once said, `now` counts as the begin."""
+        left, swapped = now["MemAvailable"], _swapped(now)
+        if left < self._least:
+            self._least = _least(now)
+            return f"{memory.human(left)} of the memory that GPU and CPU share were left"
+        if (more := swapped - self._swapped) > SWAPPED:
+            self._swapped = swapped
+            free = memory.human(now["SwapFree"])
+            return f"free swap fell by {memory.human(more)} since it began, to {free}: memory is short"
+        self._least = max(self._least, _least(now))
+        self._swapped = min(self._swapped, swapped)
+        return ""
+
+
+def _least(now: dict[str, int]) -> int:
+    left = now["MemAvailable"]
+    return min(floor(now["MemTotal"]), left - left // STEP)
+
+
+def _swapped(now: dict[str, int]) -> int:
+    """Bytes in swap. SwapFree alone would also fall where somebody switches swap off."""
+    return now.get("SwapTotal", 0) - now.get("SwapFree", 0)
+
+
 _watchdog: threading.Thread | None = None
+_cell: _Cell
+_why = ""  # of the last stop
 
 
 def watch() -> None:
-    """Stop the running cell with MemoryRanLow when less than half of the reserve is left. One thread per process.
+    """Stop the running cell with MemoryRanLow when less than `floor` is left, or when it sends SWAPPED bytes to swap.
 
+    One thread per process. In a notebook each cell's levels are those at its begin, in a script those at this call.
     Python raises between two of its own steps: a single call into torch that takes all memory at once is not stopped
     by this, but by `cap`.
     """
     global _watchdog
     if _watchdog is None and threading.current_thread() is threading.main_thread():
+        _begin()
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        if shell:
+            shell.events.register("pre_run_cell", _begin)
         signal.signal(SIGNAL, _stop)
-        _watchdog = threading.Thread(target=_watch, args=(reserve() // 2,), name="memory guard", daemon=True)
+        _watchdog = threading.Thread(target=_watch, name="memory guard", daemon=True)
         _watchdog.start()
 
 
-def _watch(floor: int) -> None:
-    limit = floor
+def _begin(_=None) -> None:
+    global _cell
+    _cell = _Cell(memory.meminfo())
+
+
+def _watch() -> None:
+    global _why
     while True:
         time.sleep(INTERVAL)
-        if (left := memory.host("MemAvailable")) > floor:
-            limit = floor
-        elif left < limit:
-            limit = left // 2  # a cell that gives memory back can run; one that takes half of the rest is stopped too
+        cell = _cell
+        why = cell.why_stop(memory.meminfo())
+        if why and cell is _cell:  # or the next cell would be stopped for what this one did
+            _why = why
             signal.pthread_kill(threading.main_thread().ident, SIGNAL)
 
 
@@ -102,8 +174,8 @@ def _stop(_, frame) -> None:
         frame = frame.f_back
     if frame:
         raise MemoryRanLow(
-            f"The cell was stopped: {memory.human(memory.host('MemAvailable'))} of the memory that GPU and CPU share "
-            f"were left, and without any the machine hangs; your variables are kept{others_said()}."
+            f"The cell was stopped: {_why}, and without any the machine hangs; your variables are kept, and "
+            f"models.unload() gives the models' memory back{others_said()}."
         )
 
 
@@ -152,5 +224,6 @@ def _gpu_bytes() -> dict[int, int]:
         rows = subprocess.run(ask, capture_output=True, text=True, timeout=5).stdout.splitlines()
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    pairs = [row.split(",") for row in rows]
-    return {int(pid): int(held) * 2**20 for pid, held in pairs if held.strip().isdigit()}  # MiB, or [N/A]
+    # MiB, or [N/A]; and where it fails, a sentence instead of rows.
+    pairs = [re.fullmatch(r"(\d+), *(\d+)", row.strip()) for row in rows]
+    return {int(pair[1]): int(pair[2]) * 2**20 for pair in pairs if pair}

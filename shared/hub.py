@@ -8,6 +8,7 @@ the disk is too small, and leaves temporary files behind when it is killed.
 import errno
 import fnmatch
 import hashlib
+import os
 import shutil
 import time
 import urllib.error
@@ -110,6 +111,7 @@ def _download(source: Source, file) -> None:
     for _ in range(2):
         path = Path(_patiently(lambda: hf_hub_download(filename=file.path, **where)))
         if _hash(path, file) == (file.lfs.sha256 if file.lfs else file.blob_id):
+            _to_disk(path)
             return
         blob = path.resolve()  # the file in the snapshot is a link to it
         path.unlink()
@@ -118,6 +120,22 @@ def _download(source: Source, file) -> None:
         f"{file.path} of {source.repo} arrived twice with another content than the hub lists and was deleted: try "
         "again later, or from another network."
     )
+
+
+def _to_disk(path: Path) -> None:
+    """Write what memory holds of a file to the disk, then drop it.
+
+    Where CPU and GPU share the memory, CUDA takes the page cache for used: after a large download it may not start,
+    though tens of GB are available. Pages that are not on the disk yet cannot be dropped.
+    """
+    with path.open("rb") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot be asked for it
+                raise
+        if hasattr(os, "posix_fadvise"):  # not on a Mac
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _hash(path: Path, file) -> str:
@@ -199,10 +217,16 @@ def too_small(name: str, source: Source, why: str) -> str:
 
 
 def _remedy(name: str) -> str:
-    fetching = (
-        f"where there is a network, `make fetch NAME={name}` fetches {human(download_bytes(name))} into the cache"
-    )
-    return f'{fetching}, and WEIGHTS = "random" needs no download' if SOURCES[name].kind == "model" else fetching
+    """How to get a source, and all that a lab reads with it, as the end of a sentence."""
+    source = SOURCES[name]
+    ways = [f"where there is a network, `make fetch NAME={name}` fetches {human(download_bytes(name))} into the cache"]
+    if source.labs:
+        first, *others = source.labs
+        other = f" (or LAB={' or '.join(others)})" if others else ""
+        ways.append(f"`make fetch LAB={first} SCALE=full`{other} all that the lab reads")
+    if source.kind == "model":
+        ways.append('WEIGHTS = "random" needs no download')
+    return ", and ".join(ways)
 
 
 def download_bytes(name: str) -> int:

@@ -19,7 +19,18 @@ from pathlib import Path
 from shared import meters
 from shared.meters import held
 
-__all__ = ["CacheBytes", "available", "cache_bytes", "held", "host", "human", "is_unified", "pick_device", "track"]
+__all__ = [
+    "CacheBytes",
+    "available",
+    "cache_bytes",
+    "held",
+    "host",
+    "human",
+    "is_unified",
+    "meminfo",
+    "pick_device",
+    "track",
+]
 
 MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -68,13 +79,28 @@ def available(device=None) -> int:
     return spare + (host("MemAvailable") if is_unified(device) else torch.cuda.mem_get_info(device)[0])
 
 
-def host(field: str) -> int:
-    """Bytes of a field of /proc/meminfo; "MemAvailable" (page cache counts as free) and "MemTotal" also elsewhere."""
-    if MEMINFO.exists():
-        return int(re.search(rf"^{field}:\s+(\d+) kB", MEMINFO.read_text(), re.MULTILINE)[1]) * 1024
-    import psutil
+def meminfo() -> dict[str, int]:
+    """Field -> bytes, as /proc/meminfo has them. MemTotal and MemAvailable are always there, elsewhere from psutil.
 
-    return {"MemAvailable": psutil.virtual_memory().available, "MemTotal": psutil.virtual_memory().total}[field]
+    MemAvailable counts page cache as free. A kernel that does not say it (a sandbox's) has what this adds up.
+    """
+    if not MEMINFO.exists():
+        import psutil
+
+        all_of_it, swap = psutil.virtual_memory(), psutil.swap_memory()
+        found = {"MemTotal": all_of_it.total, "MemAvailable": all_of_it.available}
+        return found | {"SwapTotal": swap.total, "SwapFree": swap.free}
+    fields = re.findall(r"^(\S+):\s+(\d+) kB", MEMINFO.read_text(), re.MULTILINE)
+    found = {field: int(size) * 1024 for field, size in fields}
+    if "MemAvailable" not in found:
+        free = found["MemFree"] + found.get("Buffers", 0) + found.get("Cached", 0)
+        found["MemAvailable"] = max(0, free - found.get("Shmem", 0))  # Shmem is in Cached, and no file's
+    return found
+
+
+def host(field: str) -> int:
+    """Bytes of one field of `meminfo`; 0 for one that this kernel does not have."""
+    return meminfo().get(field, 0)
 
 
 def _cgroup_available() -> list[int]:

@@ -1,7 +1,10 @@
 """What keeps a machine with unified memory alive. GPU and /proc/meminfo are played; the notebook's kernel is real."""
 
+import itertools
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +16,17 @@ from jupyter_client.manager import start_new_kernel
 from shared import guard, memory, models, notebooks
 from shared.errors import CourseError
 
+sys.path.insert(0, str(notebooks.ROOT / "scripts"))
+import tables
+
 RECORDED = Path(__file__).parent / "meminfo"
 GB = 1_000_000_000
 
 
 @pytest.fixture
 def spark(tmp_path, monkeypatch):
-    """A machine of which the GPU shares the memory; it has `spark.free` bytes."""
-    state = SimpleNamespace(file=tmp_path / "meminfo", fraction=None, watched=0, allocated=0, total=128 * GB)
+    """A DGX Spark with the firmware of 2026: the GPU shares the memory; `spark.free(size)` sets what is available."""
+    state = SimpleNamespace(file=tmp_path / "meminfo", fraction=None, watched=0, allocated=0, total=guard.SPARK)
 
     def free(size):
         text = (RECORDED / "unified.txt").read_text()
@@ -59,7 +65,7 @@ GB10 = [
 @pytest.mark.parametrize("said", GB10)
 def test_a_file_in_the_page_cache_of_a_gb10_takes_nothing_from_a_model(said, spark, monkeypatch):
     rows = [f"{field}: {round(said[field] * 2**20)} kB" for field in ("MemFree", "MemAvailable", "Cached")]
-    spark.file.write_text("\n".join(["MemTotal: 127600748 kB", *rows]))  # a Spark's MemTotal, as its owners publish it
+    spark.file.write_text("\n".join([f"MemTotal: {guard.SPARK // 1024} kB", *rows]))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (int(said["cuda"] * 2**30), 0))
     assert memory.available() == pytest.approx(said["MemAvailable"] * 2**30, rel=1e-6)
     assert guard.budget() == memory.available() - guard.reserve()
@@ -69,13 +75,67 @@ def test_a_file_in_the_page_cache_of_a_gb10_takes_nothing_from_a_model(said, spa
 # ------------------------------------------------------------------------------------------------- reserve and budget
 
 
-def test_on_unified_memory_five_percent_stay_free_and_elsewhere_nothing_is_kept(spark):
-    total = int(re.search(r"MemTotal: +(\d+)", spark.file.read_text())[1]) * 1024
-    assert guard.reserve("cuda") == int(0.05 * total) > guard.LEAST
+def test_the_played_spark_has_the_bytes_of_current_firmware(spark):
+    assert memory.host("MemTotal") == guard.SPARK == 130_663_006_208
+
+
+def test_on_unified_memory_a_reserve_stays_free_and_elsewhere_nothing_is_kept(spark):
+    assert guard.reserve("cuda") == guard.kept(guard.SPARK) == pytest.approx(0.15 * guard.SPARK, abs=1)
     assert guard.budget("cuda") == memory.available("cuda") - guard.reserve("cuda")
     assert guard.reserve("cpu") == 0 and guard.budget("cpu") == memory.available("cpu")
     spark.free(3 * GB)
     assert guard.budget("cuda") == 0
+
+
+def test_reserve_and_floor_lie_well_above_the_level_at_which_a_spark_was_unusable():
+    unusable = 11.7 * GB
+    assert 1.3 * unusable < guard.floor(guard.SPARK) < guard.kept(guard.SPARK) - 3 * GB
+    small = 16 * GB
+    assert (guard.floor(small), guard.kept(small)) == (guard.FLOOR_LEAST, guard.RESERVE_LEAST)
+
+
+def test_the_readme_has_these_numbers():
+    text = " ".join((notebooks.ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"less than {100 * guard.RESERVE:g} % of it free ({memory.human(guard.kept(guard.SPARK))})" in text
+    assert f"less than {100 * guard.FLOOR:g} % is left ({memory.human(guard.floor(guard.SPARK))})" in text
+    assert f"more than {memory.human(guard.SWAPPED)} to swap" in text
+
+
+# ----------------------------------------------------------------------------------------- what fits, and what is said
+
+
+@pytest.mark.parametrize("available", [117.9, 119.1])
+def test_on_a_spark_neither_jamba_nor_mixtral_fits_in_16_bits_and_both_do_in_8(spark, available):
+    spark.free(available * GB)
+    for name in ("jamba-v0.1", "mixtral-8x7b"):
+        assert not models.fits(name), name
+        assert models.fits(name, bits=8), name
+
+
+def test_the_data_sheet_says_of_the_two_what_fits_says(spark):
+    """Jamba never fits; Mixtral does from what the sheet names on, which only an idle machine has."""
+    text = tables.FILE.read_text(encoding="utf-8")
+    (said,) = re.findall(r"<!-- table: spark -->\n(.*)\n", text)
+    assert "Jamba does not fit on one DGX Spark, and Mixtral only where next to nothing else runs" in said
+    parts = re.fullmatch(r".* they need (.*), and .* So (.*) have .* report (.*) on .* load in (.*), and fit\.", said)
+    loading, needed, idle, eight = (
+        [float(size) * GB for size in re.findall(r"([\d.]+) GB", part)] for part in parts.groups()
+    )
+    for name, least, load in zip(("jamba-v0.1", "mixtral-8x7b"), needed, loading, strict=True):
+        assert models.fits(name).needed_bytes == pytest.approx(load, abs=0.05 * GB)
+        spark.free(least - 0.06 * GB)
+        assert not models.fits(name), name
+        spark.free(least + 0.06 * GB)
+        assert models.fits(name), name
+    assert needed[0] > guard.SPARK  # never
+    assert max(idle) - 5 * GB < needed[1] < max(idle)  # next to nothing else
+    for name, load in zip(("jamba-v0.1", "mixtral-8x7b"), eight, strict=True):
+        assert models.fits(name, bits=8).needed_bytes == pytest.approx(load, abs=0.05 * GB)
+        spark.free(min(idle))
+        assert models.fits(name, bits=8), name
+
+
+# --------------------------------------------------------------------------------------------------- the cap, and loads
 
 
 def test_torch_may_take_what_is_free_less_the_reserve(spark):
@@ -115,6 +175,70 @@ def test_a_load_caps_torch_and_starts_the_watchdog_before_it_takes_memory(spark,
     monkeypatch.setattr(models, "from_config", loading)
     with pytest.raises(InterruptedError):
         models.load("tiny/mamba", weights="random")
+
+
+# ---------------------------------------------------------------------------------------------------- levels of a cell
+
+
+def levels(available: float, swap: float | None = 16) -> dict[str, int]:
+    """What the kernel says of a Spark with so many GB available and of 16 GB of swap so many free; None: no swap."""
+    found = {"MemTotal": guard.SPARK, "MemAvailable": int(available * GB)}
+    return found if swap is None else found | {"SwapTotal": 16 * GB, "SwapFree": int(swap * GB)}
+
+
+def stops(*sequence: tuple) -> list[int]:
+    """At which of these levels a cell that begins at the first one is stopped."""
+    cell = guard._Cell(levels(*sequence[0]))
+    return [number for number, now in enumerate(sequence) if cell.why_stop(levels(*now))]
+
+
+def test_a_cell_is_stopped_at_the_floor_and_not_above_it():
+    assert stops((60,), (16,), (15.6,)) == [2]
+
+
+def test_from_below_the_floor_no_cell_gets_to_the_unusable_level_without_a_stop():
+    """Down from 15 GB in steps of 0.1: a stop every GB or less. What half of the rest would allow is 7.5 GB."""
+    down = [15 - step / 10 for step in range(34)]  # to 11.7
+    stopped = [down[number] for number in stops(*((level,) for level in down))]
+    assert len(stopped) >= 3 and stopped[0] >= 14
+    assert all(above - below < 1 for above, below in itertools.pairwise(stopped))
+
+
+def test_whoever_runs_a_cell_again_and_again_is_stopped_each_time():
+    level, runs = 15.0, 0
+    while level > 11.7:
+        cell, begin = guard._Cell(levels(level)), level
+        while not cell.why_stop(levels(level)):
+            level -= 0.1
+        assert begin - level < 1.1
+        runs += 1
+    assert runs >= 4
+
+
+@pytest.mark.parametrize("begin", [15, 3, 0.5])
+def test_a_cell_that_begins_low_runs_while_it_takes_little_or_gives_back(begin):
+    assert stops((begin,), (begin * 0.95,), (begin + 4,)) == []
+
+
+def test_what_came_back_is_not_taken_again_below_the_floor():
+    assert stops((10,), (14,), (13.5,), (12.9,)) == [3]
+    assert stops((10,), (60,), (16,), (15.6,)) == [3]
+
+
+def test_a_fall_of_free_swap_by_more_than_a_gigabyte_stops_a_cell_with_much_memory_available():
+    assert stops((60, 15), (60, 14.1), (60, 13.9)) == [2]
+    assert stops((60, 0.5), (60, 0)) == []  # it was used before the cell began, and little is left of it
+
+
+def test_swap_that_recovers_counts_from_where_it_came_back_to():
+    assert stops((60, 10), (60, 15), (60, 13.9)) == [2]
+    assert stops((60, 15), (60, 13.9), (60, 13), (60, 12.8), (60, 15), (60, 13.9)) == [1, 3, 5]
+
+
+def test_a_machine_without_swap_or_one_that_switches_it_off_stops_for_no_swap():
+    assert stops((60, None), (60, None)) == []
+    cell = guard._Cell(levels(60, 15))
+    assert not cell.why_stop({"MemTotal": guard.SPARK, "MemAvailable": 59 * GB, "SwapTotal": 0, "SwapFree": 0})
 
 
 # ---------------------------------------------------------------------------------------------------------- watchdog
@@ -169,9 +293,10 @@ def kernel(tmp_path, monkeypatch):
     manager.shutdown_kernel(now=True)
 
 
-def meminfo(path: Path, available: int) -> None:
+def meminfo(path: Path, available: float, swap: float = 16 * GB) -> None:
+    rows = {"MemTotal": guard.SPARK, "MemAvailable": available, "SwapTotal": 16 * GB, "SwapFree": swap}
     part = path.with_suffix(".part")
-    part.write_text(f"MemTotal: 125513632 kB\nMemAvailable: {available // 1024} kB\n")
+    part.write_text("".join(f"{field}: {int(size) // 1024} kB\n" for field, size in rows.items()))
     part.replace(path)
 
 
@@ -188,21 +313,68 @@ def test_the_watchdog_stops_the_cell_and_the_kernel_and_its_variables_live_on(ke
     assert "working" in shown and error["ename"] == "MemoryRanLow" and time.monotonic() - start < 30
     assert error["evalue"] == (
         "The cell was stopped: 3 GB of the memory that GPU and CPU share were left, and without any the machine hangs; "
-        "your variables are kept; shut down what else holds memory: labs/lab-2.4.3.ipynb (process 77, 45 GB)."
+        "your variables are kept, and models.unload() gives the models' memory back; shut down what else holds memory: "
+        "labs/lab-2.4.3.ipynb (process 77, 45 GB)."
     )
     assert error["traceback"] == [f"MemoryRanLow: {error['evalue']}"]  # a sentence and no frames
 
     # The next cell runs, although memory is still low: giving it back must be possible.
     shown, error = kernel.run("time.sleep(0.3); print(kept + 1)")
     assert error is None and shown == "42\n"
-    # One that takes half of what is left is stopped again, and once there is room the watchdog is as before.
-    _, error = kernel.run("print('working', flush=True); time.sleep(60)", lambda: meminfo(file, 1 * GB))
-    assert error["ename"] == "MemoryRanLow" and "1 GB" in error["evalue"]
+    # One that takes much of what is left is stopped again, and once there is room the watchdog is as before.
+    _, error = kernel.run("print('working', flush=True); time.sleep(60)", lambda: meminfo(file, 2.7 * GB))
+    assert error["ename"] == "MemoryRanLow" and "2.7 GB" in error["evalue"]
     meminfo(file, 60 * GB)
     _, error = kernel.run("time.sleep(0.3)")
     assert error is None
     _, error = kernel.run("print('working', flush=True); time.sleep(60)", lambda: meminfo(file, 3 * GB))
     assert error["ename"] == "MemoryRanLow"
+
+
+def test_a_cell_that_sends_a_gigabyte_to_swap_is_stopped_and_what_went_there_before_it_does_not_count(kernel, tmp_path):
+    file, waits = tmp_path / "meminfo", "print('working', flush=True); time.sleep({})"
+    meminfo(file, 60 * GB)
+    kernel.run(SETUP.format(file=str(file)))
+    meminfo(file, 60 * GB, swap=15.2 * GB)  # between two cells, by somebody else
+    time.sleep(0.3)
+    _, error = kernel.run(waits.format(0.5), lambda: meminfo(file, 60 * GB, swap=14.4 * GB))
+    assert error is None, error
+    _, error = kernel.run(waits.format(60), lambda: meminfo(file, 60 * GB, swap=13.2 * GB))
+    assert error["ename"] == "MemoryRanLow" and error["evalue"].startswith(
+        "The cell was stopped: free swap fell by 1.2 GB since it began, to 13.2 GB: memory is short, and without any "
+        "the machine hangs; your variables are kept, and models.unload()"
+    )
+    assert error["evalue"].count(". ") == 0
+    assert kernel.run("time.sleep(0.3); print(kept)") == ("41\n", None)
+
+
+SCRIPT = """
+import time
+from pathlib import Path
+from shared import guard, memory
+memory.MEMINFO = Path({file!r})
+guard.others = lambda: []
+guard.watch()
+print("working", flush=True)
+for _ in range(2):
+    try:
+        time.sleep(60)
+    except guard.MemoryRanLow as error:
+        print(error, flush=True)
+"""
+
+
+def test_a_script_is_stopped_by_the_swap_that_it_takes_since_the_watchdog_began_and_again(tmp_path):
+    file = tmp_path / "meminfo"
+    meminfo(file, 60 * GB, swap=9 * GB)
+    command = [sys.executable, "-c", SCRIPT.format(file=str(file))]
+    with subprocess.Popen(command, cwd=notebooks.ROOT, stdout=subprocess.PIPE, text=True) as script:
+        assert script.stdout.readline() == "working\n"
+        meminfo(file, 60 * GB, swap=7.5 * GB)
+        assert "free swap fell by 1.5 GB since it began, to 7.5 GB" in script.stdout.readline()
+        meminfo(file, 60 * GB, swap=6 * GB)
+        assert "free swap fell by 1.5 GB since it began, to 6 GB" in script.stdout.readline()
+        assert script.wait(30) == 0
 
 
 def test_a_stopped_cell_gives_back_what_its_calls_had(kernel, tmp_path):
@@ -267,6 +439,18 @@ def test_another_notebooks_kernel_is_named_with_its_path_and_bytes(kernel, tmp_p
     assert on_gpu[2] == pytest.approx(found[2] + 1000 * 2**20, rel=0.01)
     assert os.getpid() not in [pid for _, pid, _ in guard.others()]
     assert f"(process {kernel.pid}, " in guard.others_said() or len(guard.others()) > 3
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["NVIDIA-SMI has failed because it could not communicate with the driver.", "No devices were found, 0", "", "7,"],
+)
+def test_an_nvidia_smi_that_says_a_sentence_counts_for_no_process(tmp_path, monkeypatch, said):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{said}'\necho '12, 1000'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert guard._gpu_bytes() == {12: 1000 * 2**20}
 
 
 def test_the_message_of_a_stop_is_an_error_of_the_course():

@@ -138,6 +138,15 @@ def test_available_obeys_a_version_1_limit(host):
     assert memory.available("cpu") == 500 * MB
 
 
+def test_without_memavailable_it_is_added_up_from_what_there_is(host):
+    host.meminfo.write_text("MemTotal: 16000 kB\nMemFree: 1000 kB\nBuffers: 200 kB\nCached: 3000 kB\nShmem: 500 kB\n")
+    assert memory.available("cpu") == 3700 * 1024
+    host.meminfo.write_text("MemTotal: 16000 kB\nMemFree: 1000 kB\nShmem: 5000 kB\n")
+    assert memory.available("cpu") == 0
+    host.meminfo.write_text("MemTotal: 16000 kB\nMemFree: 1000 kB\n")
+    assert memory.available("cpu") == 1000 * 1024 and memory.host("SwapFree") == 0
+
+
 def test_available_is_never_negative(host):
     (host.process / "cgroup").write_text("0::/\n")
     (host.cgroups / "memory.max").write_text(f"{1_000 * MB}\n")
@@ -150,6 +159,7 @@ def test_available_without_proc_asks_psutil(host):
 
     host.meminfo.unlink()
     assert memory.available("cpu") == pytest.approx(psutil.virtual_memory().available, rel=0.05)
+    assert memory.host("SwapTotal") == psutil.swap_memory().total
 
 
 def test_available_on_this_machine_is_at_most_what_it_has():
