@@ -76,7 +76,7 @@ def _weigh(weights: Tensor, states: Tensor) -> Tensor:
 
 def _tiles(z, u, delta, A, *rest) -> Iterator[_Tile]:
     (batch, D, _), N = u.shape, len(A)
-    lanes = LANES if u.device.type == "cpu" else batch * N * D  # a GPU wants few and large operations
+    lanes = batch * N * D if u.is_cuda else LANES  # a GPU wants few and large operations
     w = max(1, min(D, lanes // N))
     b = max(1, min(batch, lanes // (N * w)))
     for row in range(0, batch, b):

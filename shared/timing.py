@@ -4,17 +4,20 @@ Protocol: greedy decoding of a fixed number of tokens, batch stated, one model i
 decode step are timed apart: end-to-end time divided by tokens is neither.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared import graphs, guard, memory, models
 from shared.errors import NotEnoughMemory
 
 WARM_STEPS = 8  # decode steps before the first that counts: allocator and caches settle
+SLOW = 60  # seconds of a prefill: a sweep leaves out what would take longer
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,48 @@ def memory_bandwidth(device: torch.device | str = "cpu", megabytes: int = 256) -
     target = torch.empty_like(source)
     seconds = measure(lambda: target.copy_(source), device, warmup=2)
     return 2 * source.numel() * source.element_size() / statistics.median(seconds)
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device | str = "cpu", width: int | None = None) -> float:
+    """FLOPs per second of a product of two square matrices; a multiplication and an addition are two. Median of five.
+
+    Args:
+        width: rows and columns; without it 8,192 on a GPU, which smaller ones leave idle, and 512 elsewhere.
+    """
+    width = width or (8192 if torch.device(device).type == "cuda" else 512)
+    left, right = torch.ones(2, width, width, dtype=dtype, device=device)
+    out = torch.empty_like(left)
+    seconds = measure(lambda: torch.mm(left, right, out=out), device, warmup=2)
+    return 2 * width**3 / statistics.median(seconds)
+
+
+@torch.inference_mode()
+def call_seconds(device: torch.device | str = "cpu") -> float:
+    """Seconds of a call into torch that has next to nothing to do, with the Python before it, as in a model's layer."""
+    layers = torch.nn.Sequential(*[_Layer(128) for _ in range(16)]).to(device)
+    x = torch.ones(1, 1, 128, device=device)
+    with _Calls() as calls:
+        layers(x)
+    return statistics.median(measure(lambda: layers(x), device, warmup=5, repeats=21)) / calls.count
+
+
+class _Layer(torch.nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(width)
+        self.up, self.down = torch.nn.Linear(width, 2 * width), torch.nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.up(self.norm(x)).chunk(2, -1)
+        return x + self.down(left * torch.nn.functional.silu(right))
+
+
+class _Calls(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
 
 
 # ---- generation -------------------------------------------------------------------------------------------------
@@ -171,35 +216,66 @@ def generation(
     )
 
 
-def sweep(model, prompts: dict[int, torch.Tensor], new_tokens: int, **options) -> Iterable[dict]:
-    """Time one model over growing prompts; yields a row per length, and ends with the one that memory does not hold.
+def sweep(
+    model, prompts: dict[int, torch.Tensor], new_tokens: int, slow: float = SLOW, smaller: dict | None = None, **options
+) -> Iterable[dict]:
+    """Time one model over growing prompts; yields a row per length, and ends with the first that is not to be had.
 
-    Before each length the peak of the last one is scaled up to it and compared with the memory that is there: running
+    Before each length the last ones are scaled up to it. Its peak is compared with the memory that is there: running
     out raises on a discrete GPU, but hangs a machine with unified memory, where a reserve is left free and the watchdog
-    (`shared.guard`) sees what was not foreseen. An out-of-memory point is a result.
+    (`shared.guard`) sees what was not foreseen. Its prefill is compared with `slow`. Neither point is tried, and both
+    are results.
 
     Args:
         prompts: length -> token ids (B, length), as from `data.random_tokens`.
+        slow: seconds; a prefill that would take longer ends the sweep, one that would take more than a tenth of it is
+            warmed up once and repeated twice.
+        smaller: the row of a smaller point of this model, at any batch, from which the first one follows.
         options: of `generation`.
 
-    Yields: `status` ("ok" or "out of memory"), `tokens`, and the fields of GenerationTiming where it is ok.
+    Yields: `status` ("ok", "out of memory" or "slow"), `tokens`, and the fields of GenerationTiming where it is ok.
     """
-    last = None
+    done = [smaller] if smaller else []
     for tokens, input_ids in sorted(prompts.items()):
-        expected = last["peak_bytes"] * tokens / last["tokens"] if last else 0
+        expected = done[-1]["peak_bytes"] * input_ids.numel() / _amount(done[-1]) if done else 0
         if expected >= (there := guard.budget(model.device)):
             yield {"tokens": tokens, "status": "out of memory", "expected_bytes": expected, "available_bytes": there}
             return
+        if (seconds := expected_seconds(done, input_ids.numel())) > slow:
+            yield {"tokens": tokens, "status": "slow", "expected_seconds": seconds}
+            return
+        chosen = options | long_point(seconds, slow)
         try:
-            last = {
-                "tokens": tokens,
-                "status": "ok",
-                **asdict(generation(model, input_ids, new_tokens, beyond_limit=True, **options)),
-            }
+            timed = generation(model, input_ids, new_tokens, beyond_limit=True, **chosen)
         except (torch.OutOfMemoryError, MemoryError, NotEnoughMemory):
-            last = None
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             yield {"tokens": tokens, "status": "out of memory"}
             return
-        yield last
+        done.append({"tokens": tokens, "status": "ok", **asdict(timed)})
+        yield done[-1]
+
+
+def expected_seconds(rows: list[dict], amount: int) -> float:
+    """Seconds of a prefill of so many tokens in all sequences, from those of smaller ones in `rows`, 0 without any.
+
+    They grow as they grew from the one before to the last, if there are two, as a power between 1 and 2 of the amount:
+    products are linear in it and attention quadratic.
+    """
+    if not rows:
+        return 0.0
+    last, power = rows[-1], 1.0
+    if len(rows) > 1:
+        larger = _amount(last) / _amount(rows[-2])
+        slower = last["time_to_first_token"] / rows[-2]["time_to_first_token"]
+        power = min(2.0, max(1.0, math.log(slower) / math.log(larger)))
+    return last["time_to_first_token"] * (amount / _amount(last)) ** power
+
+
+def _amount(row: dict) -> int:
+    return row["tokens"] * row["batch"]
+
+
+def long_point(seconds: float, slow: float = SLOW) -> dict:
+    """The options of `generation` that change where a prefill is expected to take more than a tenth of `slow`."""
+    return {"warmup": 1, "repeats": 2, "least_seconds": 0.0} if seconds > slow / 10 else {}

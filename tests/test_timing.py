@@ -197,6 +197,60 @@ def test_running_out_is_recorded_and_ends_the_sweep(pair, monkeypatch):
     assert [(r["tokens"], r["status"]) for r in rows] == [(8, "ok"), (16, "out of memory")]
 
 
+def clocked(monkeypatch, seconds: dict[int, float]) -> list[tuple[int, dict]]:
+    """Let `generation` say that a prefill of so many tokens takes so long; returns what it was asked for."""
+    asked = []
+
+    def generation(model, ids, new_tokens, **options):
+        asked.append((ids.numel(), options))
+        rates = dict.fromkeys((f.name for f in dataclasses.fields(timing.GenerationTiming)), 0)
+        known = {"batch": len(ids), "prompt_tokens": ids.shape[1], "peak_bytes": 1}
+        return timing.GenerationTiming(**rates | known | {"time_to_first_token": seconds[ids.numel()]})
+
+    monkeypatch.setattr(timing, "generation", generation)
+    return asked
+
+
+def test_a_point_that_would_take_too_long_is_a_row_and_is_not_tried(pair, monkeypatch):
+    asked = clocked(monkeypatch, {8: 1.0, 16: 3.0, 32: 9.0})
+    rows = list(timing.sweep(pair["mamba"], {n: prompt(n) for n in (8, 16, 32, 64)}, new_tokens=4, slow=8))
+    assert [(row["tokens"], row["status"]) for row in rows] == [(8, "ok"), (16, "ok"), (32, "slow")]
+    # It grew threefold where the length doubled, and will again.
+    assert rows[-1]["expected_seconds"] == pytest.approx(9) and [n for n, _ in asked] == [8, 16]
+
+
+def test_a_long_point_is_warmed_up_once_and_repeated_twice(pair, monkeypatch):
+    asked = clocked(monkeypatch, {8: 1.0, 16: 2.0, 32: 4.0})
+    options = {"repeats": 5, "warmup": 3, "least_seconds": 1}
+    list(timing.sweep(pair["mamba"], {n: prompt(n) for n in (8, 16, 32)}, new_tokens=4, slow=30, **options))
+    short = {"beyond_limit": True} | options
+    long = {"beyond_limit": True, "repeats": 2, "warmup": 1, "least_seconds": 0.0}
+    assert asked == [(8, short), (16, short), (32, long)]
+
+
+def test_a_smaller_point_tells_of_the_first_one_at_another_batch(pair, monkeypatch):
+    asked = clocked(monkeypatch, {8: 1.0, 32: 4.0})
+    (smaller,) = timing.sweep(pair["mamba"], {8: prompt(8)}, new_tokens=4)
+    lengths = {8: prompt(8, batch=4)}
+    (row,) = timing.sweep(pair["mamba"], lengths, new_tokens=4, slow=3, smaller=smaller)
+    assert row == {"tokens": 8, "status": "slow", "expected_seconds": 4.0} and len(asked) == 1
+    (row,) = timing.sweep(pair["mamba"], lengths, new_tokens=4, slow=5, smaller=smaller)
+    assert row["status"] == "ok" and row["batch"] == 4
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [((1, 1.5), 3), ((1, 2), 4), ((1, 4), 16), ((1, 9), 36)])
+def test_seconds_grow_as_they_grew_between_linear_and_quadratic(seconds, expected):
+    rows = [{"tokens": n, "batch": 1, "time_to_first_token": s} for n, s in zip((8, 16), seconds, strict=True)]
+    assert timing.expected_seconds(rows, 32) == pytest.approx(expected)
+    assert timing.expected_seconds(rows[:1], 32) == pytest.approx(4) and timing.expected_seconds([], 32) == 0
+
+
+def test_a_sweep_measures_speed_beyond_the_positions(pair):
+    beyond = 2 * pair["transformer"].config.max_position_embeddings
+    (row,) = timing.sweep(pair["transformer"], {beyond: prompt(beyond)}, new_tokens=4, repeats=1, warmup=1)
+    assert row["status"] == "ok" and row["prompt_tokens"] == beyond
+
+
 def test_other_errors_of_a_sweep_are_not_swallowed(pair):
     with pytest.raises(IndexError):
         list(timing.sweep(pair["transformer"], {4: torch.full((1, 4), 10_000)}, new_tokens=4, repeats=1, warmup=1))
@@ -205,6 +259,17 @@ def test_other_errors_of_a_sweep_are_not_swallowed(pair):
 def test_bandwidth_is_that_of_a_copy():
     # Any machine that runs this copies between 1 and 2,000 GB/s; a forgotten factor of 1e3 falls outside.
     assert 1e9 < timing.memory_bandwidth("cpu", megabytes=64) < 2e12
+
+
+def test_the_rate_of_products_is_that_of_their_multiplications_and_additions(monkeypatch):
+    monkeypatch.setattr(timing, "measure", lambda work, device, warmup: [0.5])
+    assert timing.matrix_rate(torch.float32, width=64) == 2 * 64**3 / 0.5
+
+
+def test_a_call_takes_no_longer_with_more_of_them(monkeypatch):
+    """What is measured is divided by the calls that were counted: 16 layers of norm, two products and four more."""
+    monkeypatch.setattr(timing, "measure", lambda work, device, warmup, repeats: [16 * 7e-6])
+    assert timing.call_seconds() == pytest.approx(1e-6)
 
 
 # ---- results ----------------------------------------------------------------------------------------------------

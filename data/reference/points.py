@@ -38,7 +38,6 @@ SETTINGS = {
         "timing": {"new_tokens": 24, "repeats": 5, "warmup": 1},
     },
 }
-SLOW = 60  # seconds of a prefill: one that would take longer is not measured
 WAYS = ("full", "LoRA", "LoRA, checkpointing")
 
 
@@ -92,7 +91,8 @@ class Bench:
         grown = point["tokens"] * point["batch"] / (before["tokens"] * before["batch"]) if before else 0
         if before and (expected := before["peak_bytes"] * grown) > guard.budget(self.device):
             return {"status": "out of memory", "expected_bytes": expected}
-        if (seconds := before["time_to_first_token"] * grown if before else 0) > SLOW:
+        seconds = timing.expected_seconds([before] if before else [], point["tokens"] * point["batch"])
+        if seconds > timing.SLOW:
             return {"status": "slow", "expected_seconds": seconds}
         work = self.tune if "way" in point else self.prefill if "path" in point else self.generate
         try:
@@ -126,7 +126,7 @@ class Bench:
     def generate(self, point: dict, seconds: float) -> dict:
         """Prefill and decode."""
         self.load(point["model"], point.get("layers"))
-        options = SETTINGS[self.scale]["timing"] | ({"repeats": 2, "warmup": 1} if seconds > SLOW / 10 else {})
+        options = SETTINGS[self.scale]["timing"] | timing.long_point(seconds)
         with scan.in_transformers():
             path = models.path(self.model)
             timed = timing.generation(self.model, self.ids(point), beyond_limit=True, graph=point["graph"], **options)
