@@ -1,9 +1,14 @@
-"""Labs that stop or are not solved: nothing attempted, a dead kernel, a full disk, a wrong parameter, no model."""
+"""Labs that stop: a dead kernel, a full disk, a wrong parameter, no model."""
 
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
+from rehearsal import models as stand_ins
 
 from shared import notebooks
 
@@ -12,20 +17,6 @@ EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
 
 def errors(notebook) -> list[str]:
     return [o.evalue for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"]
-
-
-@EACH
-def test_an_unsolved_lab_runs_to_its_end_and_says_not_attempted_yet(lab, tmp_path, monkeypatch):
-    """With random weights, so that this other value of the parameter runs as well."""
-    monkeypatch.setenv("COURSE_BUILD", str(tmp_path))  # the kernel's: its results are not those of the solved lab
-    run = notebooks.execute(lab, solved=False, folder=tmp_path, WEIGHTS="random")
-    assert run.error == ""
-    notebook = nbformat.read(run.notebook, as_version=4)
-    assert errors(notebook) == []
-    verdicts = [notebooks.text(cell) for cell in notebooks.tagged(notebook, "check")]
-    assert len(verdicts) == len(notebooks.answers(lab)) and run.passed == 0
-    for verdict in verdicts:
-        assert "not attempted yet" in verdict and "Traceback" not in verdict
 
 
 def test_a_lab_whose_check_fails_makes_the_command_fail(tmp_path, monkeypatch, capsys):
@@ -79,22 +70,103 @@ def test_an_unknown_scale_stops_the_lab_with_one_sentence(tmp_path, monkeypatch)
     assert len(frames) <= 1
 
 
+# ---- scale full without anything fetched ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def without_weights(no_network, tmp_path_factory) -> tuple[dict[str, list[dict]], list[Path]]:
+    """What each cell of each lab showed at scale full without weights and network, and the files that were saved.
+
+    Random weights have the shapes of the rehearsal's stand-ins: the published ones take minutes on a CPU.
+    """
+    stand_ins.write_configs(configs := tmp_path_factory.mktemp("configs"))
+    build = tmp_path_factory.mktemp("build")
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("without_weights.py")],
+        cwd=notebooks.ROOT,
+        env={**no_network, "COURSE_MODELS": str(configs), "COURSE_BUILD": str(build)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), [path for path in build.rglob("*") if path.is_file()]
+
+
+def notes(cell: dict, kind: str) -> list[str]:
+    """What an executed cell says of a kind: of what is "missing", or which name it "needs"."""
+    return [note[kind] for note in cell["notes"] if kind in note]
+
+
+@EACH
+def test_without_weights_a_lab_runs_to_its_end_and_every_check_passes(lab, without_weights):
+    """No exercise needs weights: a check judges an answer on small cases of its own."""
+    cells = without_weights[0][lab]
+    assert [cell["error"] for cell in cells if cell["error"]] == []
+    verdicts = [cell["text"] for cell in cells if "check" in cell["tags"]]
+    assert len(verdicts) == len(notebooks.answers(lab)) and all("✓" in verdict for verdict in verdicts), verdicts
+
+
 @pytest.mark.parametrize(
-    ("lab", "model", "size", "passed"),
+    ("lab", "names"),
     [
-        ("2.4.1", "mamba-2.8b", "11.1 GB", 2),
-        ("2.4.2", "mamba-130m", "517 MB", 0),  # float32, as published
-        ("2.4.3", "olmoe-1b-7b", "13.8 GB", 1),
-        ("2.4.4", "olmoe-1b-7b", "13.8 GB", 0),
-        ("2.4.5", "mamba-2.8b", "11.1 GB", 0),
-        ("2.4.6", "mamba-1.4b", "5.49 GB", 0),
+        ("2.4.1", ["mamba-2.8b"]),
+        ("2.4.2", ["mamba-130m"]),
+        ("2.4.3", ["olmoe-1b-7b"]),
+        ("2.4.4", ["olmoe-1b-7b"]),
+        ("2.4.5", ["mamba-2.8b", "wikitext-2"]),
+        ("2.4.6", ["mamba-1.4b", "alpaca"]),
     ],
 )
-def test_scale_full_without_the_model_says_what_is_missing_and_how_to_get_it(
-    lab, model, size, passed, tmp_path, no_network, monkeypatch
+def test_without_weights_the_sentence_comes_first_and_once_and_the_other_cells_point_to_it(lab, names, without_weights):
+    cells = without_weights[0][lab]
+    said = {cell["number"]: cell["text"] for cell in cells if "Missing: " in cell["text"]}
+    for name, sentence in zip(names, said.values(), strict=True):
+        assert f"Missing: {name} is not complete" in sentence and f"`make fetch NAME={name}`" in sentence
+        assert "`make fetch LAB=" in sentence and lab in sentence
+    assert 'WEIGHTS = "random"' in next(iter(said.values()))
+    others = [c for c in cells if c["number"] not in said and (notes(c, "needs") or notes(c, "missing"))]
+    assert len(others) >= 10
+    for cell in others:
+        (number,) = re.findall(r"below cell \[(\d+)\]", cell["text"])
+        assert int(number) in said and int(number) < cell["number"], cell["text"]
+        assert all(f"Not run: it needs `{name}`, " in cell["text"] for name in notes(cell, "needs"))
+
+
+@pytest.mark.parametrize(
+    ("lab", "ran", "left_out"),
+    [
+        ("2.4.1", ["same-result", "roofline-figure", "recall-figure"], ["write-something", "sweep-figure", "save"]),
+        ("2.4.2", ["curves-figure", "time-and-memory-figure", "specialists-figure"], ["watched", "zoo-copying"]),
+        ("2.4.3", ["parts-figure", "mixtral-repetition"], ["route", "use-figure"]),
+        ("2.4.4", ["families-match", "controller-figure", "longer-figure"], ["loads", "top-k-sweep"]),
+        ("2.4.5", ["wrong-way-round", "recall-figure"], ["quality-sweep", "one-page", "decisions", "save"]),
+        ("2.4.6", ["memory-figure", "real-sizes", "replay-table"], ["train", "results", "forgetting"]),
+    ],
+)
+def test_without_weights_what_does_not_need_them_runs_and_nothing_half_measured_is_saved(
+    lab, ran, left_out, without_weights
 ):
-    for name, value in no_network.items():
-        monkeypatch.setenv(name, value)
-    run = notebooks.execute(lab, scale="full", folder=tmp_path)
-    assert run.error.startswith("Missing: ") and model in run.error and size in run.error
-    assert run.passed == passed  # what comes before it has run, and what it printed is there
+    cells, saved = without_weights
+    told = {cell["id"]: cell["notes"] for cell in cells[lab] if notes(cell, "needs") or notes(cell, "missing")}
+    assert {cell["id"] for cell in cells[lab]} >= {*ran, *left_out}
+    assert told.keys().isdisjoint(ran) and told.keys() >= {*left_out}
+    assert saved == []
+
+
+def test_without_weights_make_run_fails_with_the_sentence_and_writes_the_page(no_network, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "shared.notebooks", "run", "--lab", "2.4.3", "--scale", "full"],
+        cwd=notebooks.ROOT,
+        env={**no_network, "COURSE_BUILD": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    exercises = len(notebooks.answers("2.4.3"))
+    assert done.returncode == 1 and f"{exercises} of {exercises}" in done.stdout, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert "Missing: olmoe-1b-7b is not complete" in last and "13.8 GB" in last
+    notebook = nbformat.read(tmp_path / "executed" / notebooks.path_of("2.4.3").name, as_version=4)
+    assert errors(notebook) == []
+    page = (tmp_path / "html" / notebooks.path_of("2.4.3").with_suffix(".html").name).read_text(encoding="utf-8")
+    assert page.count("Missing: olmoe-1b-7b is not complete") == 1
+    assert "Not run: it needs `model`" in page
