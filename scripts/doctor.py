@@ -2,10 +2,14 @@
 
 import argparse
 import json
+import os
+import re
+import shlex
+import sys
 import textwrap
+from pathlib import Path
 
-from shared import doctor
-from shared.memory import human
+from shared.memory import human  # nothing that imports torch: see `main`
 
 WIDTH, LABEL = 100, 12
 
@@ -14,6 +18,28 @@ def line(label: str, text: str) -> str:
     """A label and its text, wrapped beside it."""
     indent = " " * LABEL
     return textwrap.fill(f"{label:<{LABEL}}{text}", WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def foreign_cudnn() -> dict | None:
+    """Which folders of LD_LIBRARY_PATH hold a cuDNN, and the command that changes it; None where none does.
+
+    The loader takes it for the one that PyTorch brings, and PyTorch may abort at import, without a sentence.
+    """
+    entries = [entry for entry in re.split("[:;]", os.environ.get("LD_LIBRARY_PATH", "")) if entry]
+    own = Path(sys.prefix).resolve()  # the packages of this environment are not foreign
+    foreign = []
+    for entry in dict.fromkeys(entries):
+        holds = any(Path(entry).glob("libcudnn*.so*"))
+        if holds and not Path(entry).resolve().is_relative_to(own):
+            foreign.append(entry)
+    if not foreign:
+        return None
+    others = ":".join(entry for entry in entries if entry not in foreign)
+    return {
+        "why": f"LD_LIBRARY_PATH names {' and '.join(foreign)}, with a cuDNN that is not PyTorch's: importing PyTorch "
+        "may abort",
+        "change": f"export LD_LIBRARY_PATH={shlex.quote(others)}" if others else "unset LD_LIBRARY_PATH",
+    }
 
 
 def gpu_lines(found: dict) -> list[str]:
@@ -45,9 +71,16 @@ def kernel_lines(found: dict) -> list[str]:
 
 def memory_lines(found: dict, device: dict) -> list[str]:
     text = f"{human(found['available'])} of {human(found['total'])} available"
-    if "page_cache" in found:
-        text += f"; page cache {human(found['page_cache'])}, which Linux gives back when it is needed"
+    if "free" in found:
+        text += f"; {human(found['free'])} free, and page cache {human(found['page_cache'])}, which Linux gives back "
+        text += f"when it is needed ({human(found['dirty'])} are not on the disk yet)"
     lines = [line("Memory", text)]
+    if "reserve" in found:
+        text = f"CPU and GPU share it: loads and sweeps leave {human(found['reserve'])} available, and a cell is "
+        lines.append(line("", text + f"stopped below {human(found['floor'])}"))
+        if found["free"] < found["reserve"]:
+            lines.append(line("", "CUDA counts the page cache as used, and may not start beside a large one"))
+            lines.append(line("", "-> sync; echo 1 | sudo tee /proc/sys/vm/drop_caches"))
     if device["name"] and not device["unified"]:
         lines.append(
             line("", f"on the GPU {human(found['device_available'])} of {human(device['memory_bytes'])} available")
@@ -68,7 +101,7 @@ def memory_lines(found: dict, device: dict) -> list[str]:
 def lab_lines(rows: list[dict]) -> list[str]:
     lines = [f"{'Lab':<7}{'scale':<7}{'runs here':<11}{'memory':<10}{'time':<28}models"]
     for row in rows:
-        size = human(row["memory_bytes"]) if row["memory_bytes"] else "?"
+        size = human(row.get("peak_bytes") or row["memory_bytes"])
         runs = "yes" if row["runs"] else "no"
         head = f"{row['lab']:<7}{row['scale']:<7}{runs:<11}{size:<10}{row['minutes']:<28}"
         lines.append((head + (", ".join(row["models"]) or "none")).rstrip())
@@ -76,6 +109,14 @@ def lab_lines(rows: list[dict]) -> list[str]:
             lines.append(textwrap.fill(row["why"], WIDTH, initial_indent=" " * 14, subsequent_indent=" " * 14))
             lines.append(f"{'':<14}-> {row['change']}")
     return lines
+
+
+def full_line(rows: list[dict]) -> str:
+    """For which machine time and memory at scale full are computed, and from what."""
+    (machine,) = {row["forecast_for"] for row in rows if row["scale"] == "full"}
+    if machine == "this machine":
+        return "scale full: time and peak memory as computed for this machine, from three rates measured on it"
+    return f"scale full: time and peak memory as computed for a {machine}, since no GPU answers here; not measured"
 
 
 def page(found: dict) -> str:
@@ -94,7 +135,7 @@ def page(found: dict) -> str:
         line("Cache", f"{human(where['cache_free'])} free in {where['cache']}; {kept} (make cache tells more)"),
         "",
         *lab_lines(found["labs"]),
-        line("", "memory at scale full: the largest model in 16 bits, one at a time; contexts come on top"),
+        line("", full_line(found["labs"])),
         "",
         "Not run on a DGX Spark yet. The same facts for programs: make doctor JSON=yes",
     ]
@@ -105,7 +146,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="the facts as JSON")
     options = parser.parse_args(arguments)
+    foreign = foreign_cudnn()
+    if foreign:
+        # Before torch is imported: after that nothing may be printed any more. JSON stays JSON.
+        stream = sys.stderr if options.json else sys.stdout
+        print(line("cuDNN", foreign["why"]), f"{'':<{LABEL}}-> {foreign['change']}", sep="\n", file=stream, flush=True)
+    from shared import doctor
+
     found = doctor.facts()
+    found["gpu"]["foreign_cudnn"] = foreign
     print(json.dumps(found, indent=1) if options.json else page(found))
 
 

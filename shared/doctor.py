@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from shared import cache, guard, hub, kernels, memory, models, notebooks, results
+from shared import cache, forecast, guard, hub, kernels, memory, models, notebooks, plans, results
 from shared.catalogue import SOURCES
 from shared.memory import human
 
@@ -52,14 +52,15 @@ def machine() -> dict:
 
 def gpu() -> dict:
     """The GPU, its driver, and whether this PyTorch has code for it."""
-    driver = asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    found = {"driver": driver[0] if driver else None, "cuda": torch.version.cuda, "name": None, "why": None}
+    said = asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    driver = said[0] if said and re.fullmatch(r"[\d.]+", said[0]) else None  # or a sentence
+    found = {"driver": driver, "cuda": torch.version.cuda, "name": None, "why": None}
     if not torch.cuda.is_available():
         if torch.version.cuda is None and driver:
             found["why"] = "there is a GPU, but this PyTorch is a build without CUDA"
             found["change"] = "make setup TORCH_INDEX_URL=<the CUDA index that pytorch.org shows for pip>"
         elif driver:
-            found["why"] = f"there is a GPU, but its driver {driver[0]} does not do for CUDA {torch.version.cuda}"
+            found["why"] = f"there is a GPU, but its driver {driver} does not do for CUDA {torch.version.cuda}"
             found["change"] = "sudo apt upgrade, then restart (the driver has to be as new as PyTorch's CUDA)"
         else:
             found["why"] = "PyTorch sees no NVIDIA GPU; scale tiny needs none"
@@ -125,14 +126,21 @@ def holders(least: float = 200e6, most: int = 5) -> list[dict]:
 
 
 def memory_now() -> dict:
-    """What is free, what the page cache could give back, swap, and who holds the rest. Bytes."""
+    """What is available and free, what the page cache holds, swap, and who holds the rest. Bytes.
+
+    On unified memory also what plans leave free (`reserve`) and where the watchdog stops a cell (`floor`).
+    """
+    now = memory.meminfo()
     found = {"available": memory.available("cpu"), "device_available": memory.available(), "holders": holders()}
-    if memory.MEMINFO.exists():
-        files = sum(map(memory.host, ("Cached", "Buffers", "SReclaimable"))) - memory.host("Shmem")  # Shmem is no file
-        swap = {"swap_total": memory.host("SwapTotal"), "swap_free": memory.host("SwapFree")}
-        return found | {"total": memory.host("MemTotal"), "page_cache": files, **swap}
-    swap = psutil.swap_memory()
-    return found | {"total": memory.host("MemTotal"), "swap_total": swap.total, "swap_free": swap.free}
+    found |= {"total": now["MemTotal"], "swap_total": now.get("SwapTotal", 0), "swap_free": now.get("SwapFree", 0)}
+    if "MemFree" in now:
+        cached = sum(now.get(field, 0) for field in ("Cached", "Buffers", "SReclaimable"))
+        found["free"] = now["MemFree"]
+        found["page_cache"] = max(0, cached - now.get("Shmem", 0))  # Shmem is in Cached, and no file's
+        found["dirty"] = now.get("Dirty", 0) + now.get("Writeback", 0)
+    if memory.is_unified():
+        found |= {"reserve": guard.reserve(), "floor": guard.floor(now["MemTotal"])}
+    return found
 
 
 def disk() -> dict:
@@ -151,13 +159,6 @@ def disk() -> dict:
 # ---- labs -------------------------------------------------------------------------------------------------------
 
 
-def needs(lab: str, scale: str) -> str:
-    """The row of a lab's table of needs for this scale: machine and minutes, as it was measured."""
-    text = "\n".join(cell.source for cell in notebooks.read(lab).cells[:3])
-    row = re.search(rf"^\| *`?{scale}`? *\|(.*)$", text, re.MULTILINE)
-    return row[1] if row else ""
-
-
 def last_run(lab: str, scale: str) -> float | None:
     """Seconds of the last whole run of a lab by `make run` on this machine, None without one."""
     file = notebooks.BUILD / "executed" / notebooks.path_of(lab).name
@@ -168,16 +169,27 @@ def last_run(lab: str, scale: str) -> float | None:
     return run["duration"] if run["parameters"].get("SCALE") == scale and not run["exception"] else None
 
 
-def minutes(lab: str, scale: str) -> str:
-    """How long a lab takes and how that is known."""
+def minutes(lab: str, scale: str, expected: float | None = None) -> str:
+    """How long a lab takes and how that is known; `expected`: the seconds of its plan."""
     if seconds := last_run(lab, scale):
         return f"{seconds / 60:.1f} min, the last run here"
-    documented = re.search(r"about (?:a|an|[\d.]+) minutes?", needs(lab, scale))
+    if expected:
+        return f"{plans.duration(expected)}, computed"
+    documented = re.search(r"about (?:a|an|[\d.]+) minutes?", plans.needs(lab, scale))
     return f"{documented[0]} on two cores" if documented else "not measured yet"
 
 
+ROOM = 2e9  # bytes: measuring a GPU's rates takes one
+
+
+def plan(lab: str, device: dict) -> plans.Plan:
+    """What a lab takes at scale full with its own settings: on this machine, or on a DGX Spark where no GPU answers."""
+    answers = device["name"] and not device["why"] and memory.available() > ROOM
+    return plans.lab(lab, plans.default_settings(lab), on=None if answers else forecast.SPARK)
+
+
 def tiny(lab: str) -> dict:
-    least = re.search(r"([\d.]+) GB of free memory", needs(lab, "tiny"))
+    least = re.search(r"([\d.]+) GB of free memory", plans.needs(lab, "tiny"))
     least, free = float(least[1]) * 1e9 if least else 2e9, memory.available("cpu")
     row = {
         "lab": lab,
@@ -200,8 +212,10 @@ def full(lab: str, device: dict) -> dict:
     names = [name for name, source in SOURCES.items() if lab in source.labs]
     fits = {name: models.fits(name) for name in names if SOURCES[name].kind == "model"}
     largest = max(fits, key=lambda name: fits[name].needed_bytes, default=None)
-    row = {"lab": lab, "scale": "full", "models": list(fits), "minutes": minutes(lab, "full")}
+    expected = plan(lab, device)
+    row = {"lab": lab, "scale": "full", "models": list(fits), "minutes": minutes(lab, "full", expected.seconds)}
     row["memory_bytes"] = fits[largest].needed_bytes if largest else None
+    row |= {"forecast_for": expected.on.name, "forecast_seconds": expected.seconds, "peak_bytes": expected.peak_bytes}
     missing = [name for name in names if not cache.local(name)]
     download = sum(hub.download_bytes(name) for name in missing)
     room = hub.disk_free(cache.storage(SOURCES[names[0]])) if names else 0

@@ -1,9 +1,11 @@
 """`make doctor` on machines that are not here: torch's, nvidia-smi's and the kernel's answers are put in, all else is
 real. Nobody has run it on a DGX Spark yet."""
 
+import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,24 +13,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from shared import cache, doctor, fitting, hub, kernels, memory, notebooks
+from shared import cache, doctor, fitting, forecast, guard, hub, kernels, memory, notebooks, plans
 from shared.notebooks import ROOT
 
 spec = importlib.util.spec_from_file_location("doctor_page", ROOT / "scripts/doctor.py")
 page = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(page)
 
-# As a Spark's would read: a small MemFree, most of the rest in the page cache.
-MEMINFO_SPARK = """MemTotal:       125513632 kB
-MemFree:         9012345 kB
-MemAvailable:   101234567 kB
-Buffers:          412345 kB
-Cached:         92345678 kB
-SReclaimable:     912345 kB
-Shmem:             12345 kB
-SwapTotal:      16777212 kB
-SwapFree:       16777212 kB
-"""
+MEMINFO_SPARK = (ROOT / "tests/meminfo/unified.txt").read_text()  # a small MemFree, most of the rest in the page cache
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]  # of torch 2.13.0+cu130
 
 
@@ -57,6 +49,8 @@ def device(monkeypatch, name, capability, unified, total, free):
     }.items():
         monkeypatch.setattr(torch.cuda, function, answer)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
+    here = dataclasses.replace(forecast.SPARK, name="this machine")  # its rates cannot be measured
+    monkeypatch.setattr(forecast, "machine", lambda device=None, dtype=torch.bfloat16: here)
 
 
 def meminfo(tmp_path, monkeypatch, text):
@@ -75,7 +69,7 @@ def read(found) -> str:
 def spark(tmp_path, monkeypatch):
     """A DGX Spark with a third of its memory in the page cache and one program on its GPU."""
     smi(tmp_path, monkeypatch, f"{os.getppid()}, [N/A]\\n")
-    device(monkeypatch, "NVIDIA GB10", (12, 1), True, 128 * 10**9, 3 * 10**9)
+    device(monkeypatch, "NVIDIA GB10", (12, 1), True, guard.SPARK, 3 * 10**9)
     meminfo(tmp_path, monkeypatch, MEMINFO_SPARK)
 
 
@@ -136,9 +130,27 @@ def test_minutes_are_those_of_the_last_run_here(tmp_path, monkeypatch):
     run = {"duration": 90.0, "parameters": {"SCALE": "tiny"}, "exception": None}
     file.write_text(json.dumps({"metadata": {"papermill": run}}))
     assert doctor.minutes("2.4.1", "tiny") == "1.5 min, the last run here"
+    assert doctor.minutes("2.4.1", "full", 600) == "10 min, computed"
     assert doctor.minutes("2.4.1", "full") == "not measured yet"
     file.write_text(json.dumps({"metadata": {"papermill": {**run, "exception": True}}}))
     assert doctor.minutes("2.4.1", "tiny") == "about a minute on two cores"
+
+
+def test_scale_full_has_the_time_and_the_memory_of_its_plan(tmp_path, monkeypatch):
+    device = {"name": None, "why": "PyTorch sees no NVIDIA GPU", "change": "take a machine with one"}
+    made = plans.lab("2.4.5", plans.default_settings("2.4.5"), on=forecast.SPARK)
+    row = doctor.full("2.4.5", device)
+    assert (row["forecast_for"], row["forecast_seconds"]) == ("DGX Spark", made.seconds)
+    text = "\n".join(page.lab_lines([row]))
+    assert memory.human(made.peak_bytes) in text and f"{plans.duration(made.seconds)}, computed" in text
+    assert "as computed for a DGX Spark, since no GPU answers here; not measured" in page.full_line([row])
+
+
+def test_a_gpu_that_answers_is_planned_for_and_a_full_one_is_not_asked(spark, monkeypatch):
+    row = doctor.full("2.4.1", doctor.gpu())
+    assert row["forecast_for"] == "this machine" and "from three rates measured on it" in page.full_line([row])
+    monkeypatch.setattr(memory, "available", lambda device=None: 10**9)
+    assert doctor.full("2.4.1", doctor.gpu())["forecast_for"] == "DGX Spark"
 
 
 # ---- machines that are not here ---------------------------------------------------------------------------------
@@ -146,7 +158,7 @@ def test_minutes_are_those_of_the_last_run_here(tmp_path, monkeypatch):
 
 def test_a_spark_is_unified_and_its_warning_harmless(spark):
     text = read(doctor.facts())
-    assert "NVIDIA GB10, compute capability 12.1, 128 GB, one memory for CPU and GPU (unified)" in text
+    assert "NVIDIA GB10, compute capability 12.1, 131 GB, one memory for CPU and GPU (unified)" in text
     assert "driver 580.95.05, PyTorch for CUDA 13.0" in " ".join(text.split())
     assert "runs PyTorch's code for sm_120, so a warning that sm_121 is missing is harmless" in " ".join(text.split())
     assert "Kernels     not installed" in text and "-> make kernels\n" in text
@@ -156,9 +168,29 @@ def test_a_spark_counts_the_page_cache_as_free_and_swap_not(spark):
     found = doctor.memory_now()
     assert found["device_available"] == 101234567 * 1024 > 30 * torch.cuda.mem_get_info()[0]
     assert found["page_cache"] == (92345678 + 412345 + 912345 - 12345) * 1024
+    assert found["free"] == 9012345 * 1024 and found["dirty"] == (2345678 + 123456) * 1024
     assert found["swap_free"] == found["swap_total"] == 16777212 * 1024
     text = " ".join(read(doctor.facts()).split())
-    assert "which Linux gives back when it is needed" in text and "not counted as memory" in text
+    assert (
+        "104 GB of 131 GB available; 9.23 GB free, and page cache 95.9 GB, which Linux gives back when it is needed "
+        "(2.53 GB are not on the disk yet)" in text
+    )
+    assert "not counted as memory" in text
+
+
+def test_a_spark_tells_its_reserve_the_watchdogs_floor_and_what_a_full_page_cache_does(spark, monkeypatch, tmp_path):
+    text = " ".join(read(doctor.facts()).split())
+    assert "loads and sweeps leave 19.6 GB available, and a cell is stopped below 15.7 GB" in text
+    assert "may not start beside a large one -> sync; echo 1 | sudo tee /proc/sys/vm/drop_caches" in text
+    meminfo(tmp_path, monkeypatch, MEMINFO_SPARK.replace("   9012345 kB", "  90123456 kB"))
+    text = " ".join(read(doctor.facts()).split())
+    assert "90.1 GB" not in text and "92.3 GB free" in text and "drop_caches" not in text
+
+
+def test_a_machine_whose_kernel_says_little_has_its_page_all_the_same(monkeypatch, tmp_path):
+    meminfo(tmp_path, monkeypatch, "MemTotal: 16000000 kB\nMemFree: 9000000 kB\nCached: 1000000 kB\n")
+    text = " ".join(read(doctor.facts()).split())
+    assert "10.2 GB of 16.4 GB available; 9.22 GB free" in text and "Swap none" in text and "a cell is" not in text
 
 
 def test_what_a_spark_lacks_for_a_lab_is_a_download(spark, monkeypatch, tmp_path):
@@ -207,10 +239,71 @@ def test_a_gpu_that_torch_cannot_use_says_what_is_in_the_way(tmp_path, monkeypat
     assert says in found["why"] and found["change"]
 
 
+def test_an_nvidia_smi_that_says_a_sentence_is_no_driver(tmp_path, monkeypatch):
+    smi(tmp_path, monkeypatch, "No devices were found\\n", driver="No devices were found")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = doctor.facts()["gpu"]
+    assert found["driver"] is None and found["why"] == "PyTorch sees no NVIDIA GPU; scale tiny needs none"
+
+
 def test_little_memory_is_a_no_at_scale_tiny(tmp_path, monkeypatch):
     meminfo(tmp_path, monkeypatch, MEMINFO_SPARK.replace("101234567", "900000"))
     row = doctor.tiny("2.4.1")
     assert not row["runs"] and row["why"] == "922 MB of memory are free" and "close other notebooks" in row["change"]
+
+
+# ---- a cuDNN that is not PyTorch's ------------------------------------------------------------------------------
+
+ABORTS = "import os\nos.abort()\n"
+
+
+def asked_with(path: str, tmp_path, *arguments: str, torch_aborts: bool = False) -> subprocess.CompletedProcess:
+    """`make doctor`'s program with this LD_LIBRARY_PATH, and with a torch that dies at import as a real one may."""
+    (tmp_path / "fake/torch").mkdir(parents=True)
+    (tmp_path / "fake/torch/__init__.py").write_text(ABORTS)
+    python_path = os.pathsep.join([*([str(tmp_path / "fake")] if torch_aborts else []), str(ROOT)])
+    env = {**os.environ, "LD_LIBRARY_PATH": path, "PYTHONPATH": python_path}
+    command = [sys.executable, str(ROOT / "scripts/doctor.py"), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture
+def libraries(tmp_path):
+    """A folder with a cuDNN, as CUDA's own packages or an older tutorial leave one, and a folder without."""
+    (tmp_path / "cudnn").mkdir()
+    (tmp_path / "cudnn/libcudnn_graph.so.9").touch()
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/libother.so").touch()
+    return tmp_path / "cudnn", tmp_path / "others"
+
+
+def test_a_foreign_cudnn_is_named_with_its_remedy_before_torch_dies_of_it(libraries, tmp_path):
+    done = asked_with(f"{libraries[0]}", tmp_path, torch_aborts=True)
+    assert done.returncode == -signal.SIGABRT
+    said = " ".join(done.stdout.split())
+    assert said == (
+        f"cuDNN LD_LIBRARY_PATH names {libraries[0]}, with a cuDNN that is not PyTorch's: importing PyTorch may abort "
+        "-> unset LD_LIBRARY_PATH"
+    )
+
+
+def test_other_entries_of_the_path_stay_and_the_page_follows_where_torch_lives(libraries, tmp_path):
+    done = asked_with(f"{libraries[1]}:{libraries[0]}::/nowhere", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["gpu"]["foreign_cudnn"]
+    assert found["change"] == f"export LD_LIBRARY_PATH={libraries[1]}:/nowhere" and found["change"] in done.stderr
+    assert str(libraries[0]) in found["why"]
+
+
+def test_no_cudnn_on_the_path_or_this_environments_own_is_not_named(libraries, tmp_path, monkeypatch):
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{libraries[1]}:/nowhere")
+    assert page.foreign_cudnn() is None
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    assert page.foreign_cudnn() is None
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(libraries[0]))
+    assert page.foreign_cudnn() is not None
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert page.foreign_cudnn() is None
 
 
 # ---- who holds memory -------------------------------------------------------------------------------------------
