@@ -7,7 +7,6 @@ the step, is accuracy on unseen examples.
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,14 +85,6 @@ def copying_baselines(positions: int = 64, data: int = 4, vocabulary: int = 10) 
 
     found = sum(max(at(k, place) for place in range(positions)) for k in range(data)) / data
     return {"chance": 1 / symbols, "position": found + (1 - found) / symbols}
-
-
-# What fits a lab, each variant once: on seeds 0, 1 and 2 all selected beats delta alone, and delta alone beats none.
-# B and C alone lie below or beside all, depending on the seed. Longer runs: data/reference/curves.json.
-LIVE = {
-    "selective_copying": (partial(selective_copying, positions=16), {"steps": 250, "lr": 1e-2}),
-    "induction": (partial(induction, length=16), {"steps": 200, "lr": 1e-2, "enough": 0.995}),
-}
 
 
 # ---- the selective model -------------------------------------------------------------------------------------------

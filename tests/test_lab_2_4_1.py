@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import numbers, published_bytes
 
-from shared import memory, models, notebooks, reference
+from shared import guard, memory, models, notebooks, reference
 from shared.sizes import published_config
 
 LAB = "2.4.1"
@@ -167,6 +167,14 @@ def test_unlimited_context_is_claimed_for_a_fixed_state_alone(said):
     assert len(rows) == 1 and rows[0].startswith("mamba-2.8b")
 
 
+def test_the_contexts_that_fit_a_spark_leave_the_reserve_of_the_guard(said):
+    room = guard.SPARK - guard.kept(guard.SPARK)
+    for name in ("mixtral-8x7b", "pythia-2.8b"):
+        size = models.size(name)
+        (row,) = [line for line in said["fits-a-spark"].splitlines() if line.startswith(name)]
+        assert numbers(row.removeprefix(name))[0] == (room - size.weight_bytes) // size.kv_bytes_per_token
+
+
 def test_the_download_that_the_header_names_is_that_of_the_published_files():
     header = next(cell.source for cell in notebooks.read("2.4.1").cells if cell.id == "needs")
     published = published_bytes("mamba-2.8b", "pythia-2.8b")
@@ -175,8 +183,8 @@ def test_the_download_that_the_header_names_is_that_of_the_published_files():
 
 def test_attention_recalls_where_a_fixed_state_is_still_guessing(said):
     mamba, hybrid, guessing = (numbers(line)[0] for line in said["recall-training"].splitlines())
-    assert guessing == 0.03 and mamba < 0.3
-    assert hybrid > mamba + 0.5
+    assert guessing == 0.03 and mamba < 0.15  # "still near guessing"
+    assert hybrid > max(0.5, mamba + 0.5)
 
 
 def test_a_real_document_costs_what_random_tokens_cost(said):

@@ -56,6 +56,8 @@ def test_every_part_is_counted_exactly(said):
     assert said["parts-table"].strip().endswith("True")
     rows = {line[:14].strip(): numbers(line[14:]) for line in said["parts-table"].splitlines() if "," in line}
     mixtral = 32 * 8 * 3 * 4096 * 14336  # layers, experts, matrices, widths: by hand
+    idle = {name: 1 - models.size(name).active / models.size(name).total for name in (*LARGE, *models.TINY[2:])}
+    assert max(idle[name] for name in models.TINY[2:]) < min(idle[name] for name in LARGE)  # "so less is idle"
     assert f"{mixtral:,}" in said["parts-table"] and f"{mixtral // 4:,}" in said["parts-table"]
     assert {"embedding", "attention", "router", "routed", "routed, active", "all", "all, active"} <= set(rows)
 
@@ -87,7 +89,7 @@ def test_the_student_records_what_capture_does(said):
 
 def test_there_are_fifty_prompts_of_each_kind_and_they_fit_the_vocabulary(said):
     first, *sizes = said["prompts"].splitlines()
-    assert min(ast.literal_eval(first).values()) >= 50
+    assert min(ast.literal_eval(first).values()) > 50 and len(ast.literal_eval(first)) == 7
     prompts, own = (numbers(line)[-1] for line in sizes)
     assert prompts == pytest.approx(own, rel=0.05)
 
@@ -129,11 +131,11 @@ def test_the_uniform_router_makes_less_pattern_than_any_layer(said):
     assert min(float(row[1]) for row in rows) > 2 > 1.3 > max(float(row[2]) for row in rows)
 
 
-def test_experts_and_domains_go_together_in_three_quarters_of_the_layers(said):
+def test_experts_and_domains_go_together_in_every_layer(said):
     rows = by_layer(said["test"])
     assert len(rows) == LAYERS
     beyond = [nats > high and holm < 0.05 for nats, _, high, _, holm in rows.values()]
-    assert sum(beyond) >= 0.75 * LAYERS
+    assert all(beyond)
     assert int(numbers(said["test"].splitlines()[-1])[-2]) == sum(beyond)
 
 
@@ -149,7 +151,7 @@ def test_shuffled_labels_are_significant_as_often_as_the_level_allows(said):
 
 def test_the_null_over_tokens_finds_effects_in_shuffled_labels(said):
     documents, tokens, false = said["token-null"].splitlines()
-    assert min(numbers(false.split("by layer")[1])) > 50  # percent, at a level of 5
+    assert min(numbers(false.split("by layer")[1])) > 90  # percent, at a level of 5: "nearly every time"
     assert all(d > 1.5 * t for d, t in zip(numbers(documents), numbers(tokens), strict=True))
 
 
@@ -165,7 +167,7 @@ def test_an_untrained_network_passes_too_and_training_adds_threefold_in_the_last
     rows = by_layer(said["untrained"])
     assert all(row[-1] < 0.05 for row in rows.values())
     gain = numbers(said["untrained"].splitlines()[-1])
-    assert gain[0] > 2 and gain[-1] > 2 and gain[1] < 1.2
+    assert min(gain[0], gain[-1]) > 2.5 and max(gain[0], gain[-1]) < 3.6 and gain[1] < 1.2
 
 
 # ---- words or topics? ----------------------------------------------------------------------------------------------
@@ -173,14 +175,14 @@ def test_an_untrained_network_passes_too_and_training_adds_threefold_in_the_last
 
 def test_an_expert_says_more_about_the_token_than_about_the_domain(said):
     gains = after(said["token-information"], "over domain:")
-    assert min(gains) > 1.4 and min(gains[:2]) > 10
+    assert 1.4 < gains[-1] < 2.5 and min(gains) > 1.4 and min(gains[:2]) > 10
 
 
 def test_with_the_word_held_fixed_most_of_the_domain_remains(said):
     with_words, fixed = by_layer(said["test"]), by_layer(said["beyond-words-test"])
     shares = [fixed[n][0] / with_words[n][0] for n in fixed]
     assert min(shares) > 0.5 and max(shares) < 0.9
-    assert sum(row[-1] < 0.05 for row in fixed.values()) >= 0.75 * LAYERS
+    assert len(fixed) == LAYERS and all(row[-1] < 0.05 for row in fixed.values())
 
 
 def test_without_the_signposts_about_half_is_left(said):
@@ -247,6 +249,8 @@ def test_neighbours_repeat_more_than_chance_and_most_in_deep_layers(said):
 def test_the_published_repetitions_are_shown_with_their_source(said):
     text = said["mixtral-repetition"]
     assert "2401.04088" in text and numbers(text.splitlines()[-1])[-3:] == [14.4, 23.6, 25.3]
+    rows = [numbers(line)[-3:] for line in text.splitlines()[3:]]
+    assert len(rows) == 5 and all(first < 15 and 1.6 * first < middle < 2.1 * first for first, middle, _ in rows)
 
 
 def test_pairs_meet_more_and_less_often_than_their_load_explains(said):
@@ -261,6 +265,10 @@ def test_a_few_dozen_tokens_touch_most_experts_and_a_batch_more_than_a_text(said
         assert text <= batch <= uniform + 0.1
         assert uniform == pytest.approx(16 * (1 - (1 - 2 / 16) ** B), abs=0.06)
     assert rows[32][0] > 0.8 * 16 and rows[16][0] < rows[16][1] - 1
+    for name in LARGE:  # "by even draws a batch of 32 reads nearly all"
+        config = published_config(name)
+        of = next(shape[0] for part, shape in shapes(name).items() if ".experts." in part)
+        assert 1 - (1 - config.num_experts_per_tok / of) ** 32 > 0.95, name
 
 
 # ---- formulas against independent sources --------------------------------------------------------------------------
@@ -389,7 +397,8 @@ def test_expected_distinct_experts_are_what_uniform_draws_touch():
 
 def test_another_model_is_a_parameter(tmp_path):
     """DeepSeekMoE has a dense first layer and four experts per token."""
-    run = notebooks.execute(LAB, folder=tmp_path, MODEL="tiny/deepseek-moe")
+    fewer = {"permutations": 99, "subsets": 3}
+    run = notebooks.execute(LAB, folder=tmp_path, numbers=fewer, MODEL="tiny/deepseek-moe")
     assert run.error == "" and run.passed == run.checks
     cells = {cell.id: notebooks.text(cell) for cell in nbformat.read(run.notebook, as_version=4).cells}
     assert "layers with experts [1, 2, 3], E = 32, k = 4" in cells["load"]
@@ -397,9 +406,13 @@ def test_another_model_is_a_parameter(tmp_path):
 
 
 @pytest.mark.parametrize(("parameter", "value"), [("MODEL", "olmoe-1b-7b"), ("BITS", 4)])
-def test_a_model_of_the_other_scale_or_odd_bits_are_refused_in_one_sentence(tmp_path, parameter, value):
-    run = notebooks.execute(LAB, folder=tmp_path, **{parameter: value})
-    assert f"{parameter} = {value!r} is unknown: choose one of" in run.error
+def test_a_model_of_the_other_scale_or_odd_bits_are_refused_in_one_sentence(parameter, value):
+    cells, scope = {cell.id: cell.source for cell in notebooks.read(LAB).cells}, {}
+    exec(cells["parameters"], scope)
+    scope[parameter] = value
+    exec(cells["imports"], scope)
+    with pytest.raises(ValueError, match=f"{parameter} = {value!r} is unknown: choose one of"):
+        exec(cells["settings"], scope)
 
 
 def test_the_downloads_that_the_header_names_are_those_of_the_published_files():

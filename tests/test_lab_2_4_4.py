@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import numbers
+from conftest import numbers, published_bytes
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from shared import models, notebooks
+from shared import data, models, notebooks
 
 LAB = "2.4.4"
 ANSWERS = notebooks.solution(LAB)
@@ -131,7 +131,9 @@ def test_the_balanced_model_is_above_chance_and_code_alone_is_uneven(said):
     for part in (short, long, short_collapsed, long_collapsed):
         *layers, chance = part
         assert min(layer[0] for layer in layers) > chance[0]
-    assert max(layer[0] for layer in short[:4]) > 1.5 > 0.5 > max(layer[0] for layer in long[:4])
+    assert sum(layer[0] > 1.5 for layer in short[:4]) == 2 and max(layer[0] for layer in long[:4]) < 0.5
+    domain, text = next(iter(data.tiny_text("heldout").items()))
+    assert domain == "code" and len(models.tiny_tokenizer()(text)["input_ids"]) > 1024  # "are all code"
     assert min(layer[3] for layer in long_collapsed[:4]) >= 2
 
 
@@ -181,6 +183,13 @@ def test_from_the_same_start_only_the_unbalanced_run_collapses(said):
 
 
 @RUN
+def test_without_balancing_two_experts_take_most_of_the_choices(said):
+    found = re.findall(r"(none|layer|bias): the two busiest experts take (\d+)%", said["load-figure"])
+    shares = {way: int(share) for way, share in found}
+    assert shares["none"] > 50 and max(shares["layer"], shares["bias"]) < 30
+
+
+@RUN
 def test_the_table_shows_the_longer_runs_with_their_origin(said):
     rows = rows_of(said["longer-table"])
     for way in ("none", "pooled", "layer", "sequence", "bias", "frozen", "top-1"):
@@ -200,6 +209,7 @@ def test_quality_is_best_near_the_k_of_training(said):
     assert by_k[2][0] == size.active and by_k[16][0] == size.total
     best = min(by_k, key=lambda k: by_k[k][1])
     assert best in (2, 3) and by_k[1][1] > by_k[2][1] + 0.03 and by_k[16][1] > by_k[2][1] + 0.05
+    assert by_k[1][1] - by_k[2][1] > by_k[2][1] - by_k[4][1]  # "one less costs more than doubling saves"
 
 
 @RUN
@@ -207,6 +217,11 @@ def test_small_jitter_costs_nothing_and_random_experts_cost_a_lot(said):
     noise = [numbers(line) for line in said["jitter-sweep"].splitlines()]
     clean, at = noise[0][1], {n[0]: n[1] for n in noise[:-1]}
     assert at[0.3] < clean * 1.02 < at[1.0] and noise[-1][0] > 2 * clean
+
+
+def test_the_download_that_the_header_names_is_that_of_the_published_files():
+    header = next(cell.source for cell in notebooks.read(LAB).cells if cell.id == "needs")
+    assert f"{published_bytes('olmoe-1b-7b') / 1e9:.1f} GB with `WEIGHTS" in header
 
 
 @RUN

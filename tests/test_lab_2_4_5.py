@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 import torch
-from conftest import numbers
+from conftest import numbers, published_bytes
 
 from shared import data, models, notebooks, profiles, reference, scan, timing
 
@@ -37,7 +37,8 @@ def cost() -> pd.DataFrame:
 def test_the_stride_moves_a_result_further_than_the_architecture_does(said):
     moved, apart = (numbers(line)[0] for line in said["first-figure-numbers"].splitlines()[:2])
     assert moved > apart > 0.03
-    assert said["first-figure-numbers"].strip().endswith("True")
+    ahead, flips = said["first-figure-numbers"].splitlines()[2:4]
+    assert ahead == "ahead at equal strides: tiny/mamba" and flips.endswith("True")
 
 
 def test_the_student_s_loop_equals_the_course_s_evaluation(said):
@@ -61,6 +62,8 @@ def test_token_perplexity_ranks_two_models_the_wrong_way_round(said):
     assert ngram[0] < mamba[0] - 0.1  # the counting model looks better per token
     assert mamba[1] < ngram[1] / 2 and 1.7 < ngram[2] / mamba[2] < 2.3  # and needs about twice the bits
     assert lines[3] == "token perplexity prefers n-gram, bytes - bits per byte mamba, tokens"
+    text = "\n\n".join(data.tiny_text("heldout").values())
+    assert 2 < len(text.encode()) / len(models.tiny_tokenizer()(text, verbose=False)["input_ids"]) < 3
 
 
 # ---- the zoo -------------------------------------------------------------------------------------------------------
@@ -79,13 +82,14 @@ def test_intervals_tell_a_tie_from_a_loss(said):
     assert found[best][:3] == [0, 0, 0]
     assert found["olmoe-collapsed"][1] > 0.03  # experts that died cost bits, beyond any doubt
     others = [row for name, row in found.items() if name != best]
-    assert all(row[3] > 1.5 * (row[2] - row[1]) for row in others)  # paired ones are far narrower
+    assert all(2 < row[3] / (row[2] - row[1]) < 4.5 for row in others)  # "two to four times as wide"
+    assert sorted(found, key=lambda name: found[name][0])[1] == "jamba"  # "next to the best"
     assert all(row[1] <= row[0] <= row[2] for row in found.values())
 
 
 def test_beyond_its_training_attention_breaks_and_mamba_and_the_hybrid_do_not(said):
     for name, row in rows_of(said["position-numbers"]).items():
-        first, _, trained, _, last = row  # such as 1.09 up to 32, 0.82 to 256, 3.39 last
+        first, _, trained, _, _, last = row  # such as 1.09 up to 32, 0.82 to 256, last (1,024): 3.39
         assert trained < first, name  # each uses what it was trained to use
         if name in ("mamba", "jamba"):
             assert last < trained + 0.1, name
@@ -111,6 +115,7 @@ def test_mamba_fades_on_recall_where_a_cache_does_not(said):
     rows = {int(row[0]): row[1:] for row in map(numbers, said["recall"].splitlines()[2:])}
     mamba, hybrid, transformer = rows[16]
     assert mamba < 0.7 and hybrid > 0.95 and transformer > 0.95 and min(rows[2]) > 0.95
+    assert rows[24][1] == max(rows[24])  # the hybrid "recalls most"
 
 
 def test_mamba_copies_short_strings_and_loses_more_of_longer_ones(said):
@@ -128,6 +133,8 @@ def test_mamba_s_state_is_flat_and_caches_grow_with_the_context(cost):
     for name, part in single.groupby("model"):
         sizes = part.sort_values("tokens").cache_bytes.tolist()
         assert (len(set(sizes)) == 1) == (name == "tiny/mamba"), name
+    longest = single[single.tokens == single.tokens.max()].set_index("model").cache_bytes
+    assert longest["tiny/jamba"] < longest.drop(["tiny/mamba", "tiny/jamba"]).min() / 5  # "a small cache"
     assert len(single) == 18 and len(cost) == 30 and (cost.status == "ok").all()
     assert (cost.machine.str.len() > 0).all() and cost.scale.unique().tolist() == ["tiny"]
 
@@ -155,6 +162,22 @@ def test_the_front_and_the_decisions_follow_from_the_saved_numbers(said, quality
     assert decided["many"] == "mamba"
     assert decided["long"] == quality.decode_long_ms.idxmin()
     assert decided["quality"] == quality[quality.low <= 0].decode_ms.idxmin()
+
+
+def test_the_page_names_the_first_of_three_panels(said, quality):
+    best, quick, small = (line.split(": tiny/")[1] for line in said["one-page"].splitlines() if "first by" in line)
+    assert best == quality.bits_per_byte.idxmin() and quick == quality.decode_long_ms.idxmin() and small == "mamba"
+
+
+def test_models_of_a_few_megabytes_reach_a_small_share_of_the_bound(said):
+    shares = [share for row in rows_of(said["roofline"]).values() for share in row]
+    assert len(shares) == 18 and max(shares) < 50, "percent"
+
+
+def test_the_download_that_the_header_names_is_that_of_the_published_files():
+    header = next(cell.source for cell in notebooks.read(LAB).cells if cell.id == "needs")
+    published = published_bytes("mamba-2.8b", "pythia-2.8b", "olmoe-1b-7b")
+    assert f"{published / 1e9:.1f} GB of models" in header
 
 
 def test_nothing_unfinished_is_left_behind(made):

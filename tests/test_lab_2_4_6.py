@@ -4,6 +4,7 @@ import re
 
 import pytest
 from conftest import numbers, published_bytes
+from peft import LoraConfig, get_peft_model
 
 from shared import finetune, models, notebooks, reference
 from shared.sizes import published_config
@@ -31,6 +32,12 @@ def test_what_peft_refuses_is_refused_in_one_sentence_each(said):
     lines = said["refused"].splitlines()
     assert len(lines) == 4
     assert all("incompatible with Mamba" in line for line in lines[:3]) and "not found" in lines[3]
+
+
+def test_beside_a_right_name_peft_drops_a_wrong_one_without_a_word(recwarn):
+    adapted = get_peft_model(finetune.base("mamba")[0], LoraConfig(target_modules=["in_proj", "q_proj"]))
+    reached = {name.split(".lora_")[0].split(".")[-1] for name in finetune.trainable(adapted)}
+    assert reached == {"in_proj"} and not [w for w in recwarn if "q_proj" in str(w.message)]
 
 
 def test_the_fused_path_gives_the_same_loss_and_kills_x_proj(said):

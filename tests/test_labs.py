@@ -12,6 +12,14 @@ from shared import notebooks
 
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
 TAGS = {"parameters", "exercise", "check", "nbval-ignore-output"}
+NUMBERS = {  # what makes a lab long
+    "2.4.1": ["contexts", "timing", "recall_steps"],
+    "2.4.2": ["lengths", "copying_steps", "induction_steps"],
+    "2.4.3": ["permutations", "subsets"],
+    "2.4.4": ["steps"],
+    "2.4.5": ["strides", "passage", "story", "contexts", "batches", "timing"],
+    "2.4.6": ["steps", "examples"],
+}
 
 
 def code(notebook):
@@ -161,6 +169,47 @@ def test_an_unknown_scale_is_one_clear_sentence(capsys):
 def test_an_unknown_parameter_is_an_error_and_not_a_warning(tmp_path):
     with pytest.raises(ValueError, match="no parameter SPEED"):
         notebooks.execute("2.4.1", folder=tmp_path, SPEED=3)
+
+
+@pytest.mark.parametrize("scale", notebooks.SCALES)
+@EACH
+def test_numbers_of_a_scale_can_be_changed_in_a_copy_before_anything_reads_them(lab, scale):
+    notebook, names = notebooks.read(lab), NUMBERS[lab]
+    scope = {"SCALE": scale}
+    notebooks.change_settings(notebook, scale, dict.fromkeys(names, "changed"))
+    cells = {cell.id: cell.source for cell in notebook.cells}
+    exec(cells["parameters"] + f"\nSCALE = {scale!r}\n" + cells.get("imports", ""), scope)
+    exec(cells["settings"], scope)
+    assert [scope["settings"][name] for name in names] == ["changed"] * len(names)
+    other = scope["SETTINGS"]["full" if scale == "tiny" else "tiny"]
+    assert "changed" not in [other[name] for name in names]
+
+
+@EACH
+def test_a_number_that_a_scale_does_not_have_is_one_clear_sentence(lab):
+    with pytest.raises(ValueError, match=r"^The settings of scale tiny have no speed; they have .*\.$"):
+        notebooks.change_settings(notebooks.read(lab), "tiny", {"speed": 3})
+
+
+def test_a_number_is_looked_for_in_its_scale_and_at_its_place():
+    notebook = notebooks.read("2.4.5")
+    with pytest.raises(ValueError, match="no new_tokens;"):  # one of the settings of `timing`, not of the lab
+        notebooks.change_settings(notebook, "tiny", {"new_tokens": 3})
+    with pytest.raises(ValueError, match="no books;"):
+        notebooks.change_settings(notebook, "tiny", {"books": 3})
+    notebooks.change_settings(notebook, "full", {"books": 3})
+
+
+def test_numbers_reach_what_is_executed_and_not_the_lab(tmp_path, monkeypatch):
+    notebook, before = notebooks.solve("2.4.6"), notebooks.path_of("2.4.6").read_bytes()
+    first = [cell for cell in notebook.cells if cell.id in ("parameters", "settings")]  # they need no import
+    notebook.cells = [*first, nbformat.v4.new_code_cell("print(settings)")]
+    monkeypatch.setattr(notebooks, "solve", lambda lab: notebook)
+    run = notebooks.execute("2.4.6", folder=tmp_path, numbers={"steps": 7})
+    assert run.error == ""
+    settings = ast.literal_eval(notebooks.text(nbformat.read(run.notebook, as_version=4).cells[-1]))
+    assert settings["steps"] == 7 and settings["batch"] > 7
+    assert notebooks.path_of("2.4.6").read_bytes() == before
 
 
 def test_a_notebook_without_a_parameters_cell_is_an_error(tmp_path, monkeypatch):
