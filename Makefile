@@ -17,6 +17,7 @@ NODES =
 HEAD =
 PART =
 MINUTES =
+WEIGHTS =
 
 VENV_PYTHON = .venv/bin/python
 # Small tensors on few cores: one thread is many times faster there. What you set yourself is respected.
@@ -32,7 +33,7 @@ MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
 .PHONY: help setup setup-test setup-bench lab doctor kernels kernels-remove run solutions fetch cache tables \
-	test bench tiny curves update clean evaluate finetune balance reference
+	test rehearse bench tiny curves update clean evaluate finetune balance reference
 
 help:
 	@echo "Commands:"
@@ -79,6 +80,9 @@ test: setup-test ## everything that CI runs: style, then all tests
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(ONE_THREAD) $(VENV_PYTHON) -m pytest -n 2 --no-loadscope-reorder
+
+rehearse: setup ## run solved labs at scale full with small stand-ins of every model, from a hub on this machine (LAB=2.4.5, WEIGHTS=random)
+	@$(ONE_THREAD) $(VENV_PYTHON) scripts/rehearse.py --lab "$(LAB)" --weights "$(WEIGHTS)"
 
 bench: setup-bench ## time the selective scan beside transformers' reference and mambapy's, and what memory.track costs (about 13 minutes)
 	@$(ONE_THREAD) $(VENV_PYTHON) scripts/bench.py

@@ -25,8 +25,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first: the solved labs, then the unsolved ones."""
-    items.sort(key=lambda item: ("made" not in item.fixturenames, item.path.name != "test_stops.py"))
+    """The longest first: the solved labs, then the rehearsal of scale full."""
+    items.sort(key=lambda item: ("made" not in item.fixturenames, item.path.name != "test_rehearsal.py"))
 
 
 @pytest.fixture(scope="session")

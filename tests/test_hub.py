@@ -2,6 +2,7 @@
 
 import io
 import json
+import mmap
 import os
 import re
 import shutil
@@ -14,8 +15,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from local_hub import LocalHub
-from small_models import write
+from rehearsal.hub import LocalHub
+from small_models import SMALL, write
+from test_streaming import cached_pages
 
 from shared import notebooks
 from shared.catalogue import DATASETS, MODELS, SOURCES
@@ -88,10 +90,20 @@ def published(tmp_path_factory) -> dict:
     return repos
 
 
+@pytest.fixture(scope="session")
+def configs(published, tmp_path_factory):
+    """A folder with the configs of what is served, so that sizes are those of the small models."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name, source in MODELS.items():
+        (folder / f"{name}.json").write_bytes(published["model", source.repo][1]["config.json"])
+    return folder
+
+
 @pytest.fixture
-def hub(published):
+def hub(published, configs):
     """A hub with all of them, new for each test."""
     server = LocalHub()
+    server.configs = configs
     server.repos.update({key: (revision, dict(files)) for key, (revision, files) in published.items()})
     yield server
     server.shutdown()
@@ -105,6 +117,7 @@ class Client:
         self.home = home
         keep = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
         self.environment = {**keep, "HF_ENDPOINT": hub.address, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
+        self.environment["COURSE_MODELS"] = str(hub.configs)
 
     def start(self, *command, **options) -> subprocess.Popen:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -275,6 +288,51 @@ def test_a_missing_shard_is_fetched_again_and_a_damaged_one_is_named(hub, client
     said = attempt(client, code)
     assert one_sentence(said) and said.startswith("DamagedCheckpoint") and shard.name in said
     assert "delete" in said and "load again" in said
+
+
+LOAD_ONE = "len(__import__('shared.models').models.load('mamba-130m', device='cpu')[1])"
+
+
+def test_a_checkpoint_without_its_tokenizer_is_not_complete_and_is_made_whole_again(hub, client):
+    assert attempt(client, LOAD_ONE) == "gave 1024"
+    (file,) = client.home.rglob("tokenizer.json")
+    file.unlink()
+    file.resolve().unlink(missing_ok=True)
+    assert attempt(client, "data.cached().complete['mamba-130m']") == "gave False"
+    offline = attempt(client, LOAD_ONE, HF_ENDPOINT="http://127.0.0.1:9")
+    assert one_sentence(offline) and offline.startswith("Missing mamba-130m is not complete")
+    assert attempt(client, LOAD_ONE) == "gave 1024" and file.exists()
+
+
+def test_a_tokenizer_of_another_model_is_named_and_a_new_download_mends_it(hub, client, tmp_path):
+    from tokenizers import Tokenizer, models
+
+    assert attempt(client, LOAD_ONE) == "gave 1024"
+    (file,) = client.home.rglob("tokenizer.json")
+    file.unlink()
+    Tokenizer(models.WordLevel({"one": 0, "two": 1}, unk_token="one")).save(str(file))
+    said = attempt(client, LOAD_ONE)
+    assert one_sentence(said) and re.search(
+        r"DamagedCheckpoint .* a tokenizer of \d tokens, and mamba-130m has 1,024", said
+    )
+    shutil.rmtree(re.search(r"delete (\S+)", said)[1])
+    assert attempt(client, LOAD_ONE) == "gave 1024"
+
+
+def test_a_checkpoint_of_another_width_is_named_although_its_own_files_agree(hub, client, tmp_path, monkeypatch):
+    assert attempt(client, LOAD_ONE) == "gave 1024"
+    monkeypatch.setitem(SMALL, "mamba", SMALL["mamba"] | {"hidden_size": 16})
+    write(tmp_path / "narrow", "mamba")
+    (file,) = client.home.rglob("model.safetensors")
+    for name in ("config.json", "model.safetensors"):
+        (file.parent / name).unlink()
+        shutil.copy(tmp_path / "narrow" / name, file.parent / name)
+    said = attempt(client, LOAD_ONE)
+    assert one_sentence(said) and re.search(
+        r"DamagedCheckpoint .* a checkpoint of [\d,]+ parameters, and mamba-130m", said
+    )
+    shutil.rmtree(re.search(r"delete (\S+)", said)[1])
+    assert attempt(client, LOAD_ONE) == "gave 1024"
 
 
 # --------------------------------------------------------------------------------------------------------------- faults
@@ -586,11 +644,48 @@ import hub as command
 command.hub.disk_free = lambda folder: 3 * 10**9  # more than the data set, less than the models
 print(command.main(["fetch", "--lab", "2.4.6"]))
 """
+    published_sizes = {**client.environment, "COURSE_MODELS": ""}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=client.environment, cwd=notebooks.ROOT, capture_output=True, text=True
+        [sys.executable, "-c", code], env=published_sizes, cwd=notebooks.ROOT, capture_output=True, text=True
     )
     assert done.stdout.strip() == "1" and re.search(r"too small for mamba-1.4b, .*and 3 GB are free", done.stderr)
     assert not [path for _, path, _ in hub.asked if "/api/" in path or "/resolve/" in path]
+
+
+PAGES = 300 * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mincore is Linux's")
+def test_what_make_fetch_downloaded_is_on_the_disk_and_not_in_memory(hub, client, tmp_path):
+    """Of a GPU that shares the memory, a page cache full of downloads can keep CUDA from starting."""
+    (tmp_path / "other").write_bytes(os.urandom(PAGES))
+    with (tmp_path / "other").open("rb") as file:
+        assert cached_pages(file.name) == 1
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached_pages(tmp_path / "other") > 0:
+        pytest.skip("this file system keeps its files in memory")
+    hub.repos["dataset", ALPACA.repo][1][ALPACA.patterns[0]] += os.urandom(PAGES)
+    done = client.make("fetch", "NAME=alpaca")
+    assert done.returncode == 0, done.stderr
+    blob = next(client.home.rglob(NAME)).resolve()
+    assert blob.stat().st_size > PAGES and cached_pages(blob) == 0
+    assert blob.read_bytes() == hub.repos["dataset", ALPACA.repo][1][ALPACA.patterns[0]]
+
+
+FSYNC = """
+import errno, os
+def fsync(descriptor):
+    raise OSError(errno.{0}, "played")
+os.fsync = fsync
+"""
+
+
+def test_a_file_system_without_fsync_is_no_error_and_a_disk_that_turns_out_full_is(hub, client):
+    code = TRY.format("hub.fetch('alpaca').name")
+    (said,) = client.python(FSYNC.format("ENOSPC") + code)
+    assert one_sentence(said) and said.startswith("DiskFull ") and "(it is full): make room" in said
+    assert client.python(FSYNC.format("EINVAL") + code) == [RIGHT]
 
 
 def test_a_large_download_is_announced_with_its_size(hub, client):
