@@ -160,7 +160,7 @@ def _eight_bit_experts(weights: str) -> dict:
         from torchao.quantization import FqnToConfig, Int8WeightOnlyConfig
     except ImportError:
         raise CourseError(
-            "8-bit experts need torchao: `.venv/bin/python -m pip install -e .[eight-bit]` in the course's folder."
+            '8-bit experts need torchao: `.venv/bin/python -m pip install -e ".[eight-bit]"` in the course\'s folder.'
         ) from None
     from transformers import TorchAoConfig
 

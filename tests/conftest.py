@@ -12,21 +12,27 @@ from shared import notebooks
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
 
 
+LABS = re.compile(r"test_(chain|lab_\w+)\.py$")  # they read the one run of the solved labs
+LONG = ("rehearsal", "hub", "stops", "evaluate", "kernels_build", "launch", "tiny_models", "reference", "setup")
+LONG += ("doctor", "streaming", "kernels", "forecast", "memory", "experts", "models", "plans", "guard")
+
+
 def pytest_xdist_make_scheduler(config, log):
-    """For two workers: file by file; all files that read the one run of the solved labs count as one, the first."""
+    """For two workers: file by file; all files that read the one run of the solved labs count as one."""
     from xdist.scheduler import LoadFileScheduling
 
     class Labs(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "labs" if re.search(r"test_(chain|lab_\w+)\.py$", file) else file
+            return "labs" if LABS.search(file) else file
 
     return Labs(config, log)
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first: the solved labs, then the rehearsal of scale full."""
-    items.sort(key=lambda item: ("made" not in item.fixturenames, item.path.name != "test_rehearsal.py"))
+    """The longest first: the labs, then the files of `LONG`. What is short fills both workers up to the same end."""
+    place = {f"test_{name}.py": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: -1 if LABS.search(item.path.name) else place.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(scope="session")

@@ -192,7 +192,7 @@ def test_a_real_document_costs_what_random_tokens_cost(said):
     tokens = numbers(first)[1]
     assert tokens > 10_000
     assert second == (
-        f"Pythia-2.8B would keep {memory.human(tokens * models.size('pythia-2.8b').kv_bytes_per_token)} of them, "
-        f"Mamba-2.8B {memory.human(models.size('mamba-2.8b').state_bytes)}."
+        f"Pythia-2.8B's cache of them takes {memory.human(tokens * models.size('pythia-2.8b').kv_bytes_per_token)}, "
+        f"Mamba-2.8B's state {memory.human(models.size('mamba-2.8b').state_bytes)}."
     )
     assert 0.5 < numbers(said["document-speed"].splitlines()[-1])[0] < 2

@@ -17,11 +17,12 @@ import pytest
 from shared import finetune, launch, notebooks
 
 COMMAND = [sys.executable, "-m", "shared.launch", "--lab", "2.4.6"]
-RESULTS, TRAININGS = notebooks.BUILD / "results", notebooks.BUILD / "finetune"
+BUILD = notebooks.BUILD / "test-launch"  # its own: another worker may be running the same lab
+RESULTS, TRAININGS = BUILD / "results", BUILD / "finetune"
 
 
 def start(nodes: int) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COURSE_BUILD": str(BUILD)}
     command = [*COMMAND, "--nodes", str(nodes)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=notebooks.ROOT, env=environment, **pipes)
@@ -82,7 +83,7 @@ def test_a_killed_process_ends_the_run_with_one_sentence(killed):
 def test_a_killed_run_leaves_no_process_and_no_result(killed):
     assert not (RESULTS / "finetune-tiny-2-processes.csv").exists()
     running = [f.read_bytes() for f in Path("/proc").glob("[0-9]*/cmdline") if os.access(f, os.R_OK)]
-    assert not any(str(launch.FOLDER / "lab_2_4_6.py").encode() in line for line in running)
+    assert not any(str(BUILD / "launch" / "lab_2_4_6.py").encode() in line for line in running)
 
 
 def test_the_next_run_goes_on_from_the_checkpoint_and_ends(resumed):

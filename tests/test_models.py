@@ -242,7 +242,7 @@ def test_on_a_spark_the_two_largest_are_offered_in_eight_bits_before_anything_is
 
 
 def test_eight_bits_without_torchao_or_with_random_weights_is_one_sentence():
-    with pytest.raises(models.CourseError, match=re.escape("pip install -e .[eight-bit]`")) as error:
+    with pytest.raises(models.CourseError, match=re.escape('pip install -e ".[eight-bit]"`')) as error:
         models.load("tiny/olmoe", device="cpu", bits=8)
     sentence(error)
     with pytest.raises(models.BadInput, match="is for trained weights") as error:
