@@ -288,12 +288,13 @@ def test_two_processes_give_the_same_bits_as_one(alone):
 
 def test_a_killed_worker_ends_the_run_with_one_sentence_and_the_next_run_goes_on(alone):
     name, models_ = "test-killed", ("tiny/transformer", "tiny/jamba")
-    folder = notebooks.BUILD / "results" / f"{name}.unfinished"
-    shutil.rmtree(folder, ignore_errors=True)
+    results = notebooks.BUILD / "results"
+    for folder in results.glob(f"{name}-*.unfinished"):
+        shutil.rmtree(folder)
     command = [sys.executable, "scripts/evaluate.py", *models_, "--processes", "2", "--name", name]
     running = subprocess.Popen(command, cwd=notebooks.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        while running.poll() is None and not list(folder.glob("*.json")):
+        while running.poll() is None and not list(results.glob(f"{name}-*.unfinished/*.json")):
             time.sleep(0.05)
         workers = [p for p in psutil.Process(running.pid).children() if "evaluate.py" in " ".join(p.cmdline())]
         max(workers, key=lambda p: p.pid).kill()
