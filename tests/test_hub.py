@@ -12,10 +12,9 @@ import sys
 import time
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from rehearsal.hub import LocalHub
+from rehearsal.texts import parquet
 from small_models import SMALL, write
 from test_streaming import cached_pages
 
@@ -33,12 +32,6 @@ KINDS = {
 }
 ALPACA, PG19 = DATASETS["alpaca"], DATASETS["pg19"]
 TRAP = "open({trap!r}, 'w').close()\n"
-
-
-def parquet(**columns) -> bytes:
-    file = io.BytesIO()
-    pq.write_table(pa.table(columns), file)
-    return file.getvalue()
 
 
 def wikitext_files() -> dict[str, bytes]:
