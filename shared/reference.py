@@ -31,8 +31,16 @@ def machines(scale: str) -> dict[str, dict]:
 
 
 def said(scale: str) -> str:
-    """Which machines were measured and when, or that none was, in a sentence."""
-    found = [f"{name} ({content['made']['date']})" for name, content in machines(scale).items()]
+    """Which machines were measured, when and how far, or that none was, in a sentence."""
+    found = []
+    for name, content in machines(scale).items():
+        made, done = content["made"], len(content["rows"])
+        facts = [made["date"]]
+        if done < made["planned"]:
+            facts.append(f"{done} of {made['planned']} points")
+        if scale == "full" and made["kernels"] != "installed":
+            facts.append("without the kernels")
+        found.append(f"{name} ({', '.join(facts)})")
     if found:
         return f"measured before, at scale {scale}: {', '.join(found)}"
     return f"No machine has been measured at scale {scale} yet: `make reference` does that."

@@ -19,7 +19,8 @@ def machine() -> dict[str, str | int]:
         "machine": gpu or _processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        "torch": torch.__version__,  # with its build, such as +cu130, which the metadata may lack
+        "transformers": importlib.metadata.version("transformers"),
         "date": datetime.date.today().isoformat(),
     }
 

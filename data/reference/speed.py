@@ -12,7 +12,7 @@ and says "did not finish", until its file there is deleted. After a change of co
 
 The file holds, by scale,
 
-    made       {machine, threads, versions, date, kernels, memory_bytes, unified, seconds}
+    made       {machine, threads, versions, date, kernels, memory_bytes, unified, seconds, planned: points in all}
     bandwidth  bytes per second that the device copies, reads and writes both counted
     columns    of the rows: part, the point's own (model, tokens, batch, graph, layers, path, way), status ("ok",
                "out of memory", "slow", "did not finish", or "refused: " and why), and what was measured: fields of
@@ -98,7 +98,8 @@ def write(scale: str, parts: dict[str, list[dict]]) -> str:
     if device.type == "cuda":
         most = torch.cuda.get_device_properties(device).total_memory
     made = results.machine() | {"kernels": kernels.status()[0], "unified": memory.is_unified(device)}
-    made |= {"memory_bytes": most, "seconds": round(seconds)}
+    planned = sum(map(len, parts.values()))
+    made |= {"memory_bytes": most, "seconds": round(seconds), "planned": planned}
     columns = list(dict.fromkeys(key for row in rows for key in row))
     path = reference.FOLDER / f"{reference.slug()}.json"
     content = json.loads(path.read_text()) if path.exists() else {}
@@ -110,7 +111,7 @@ def write(scale: str, parts: dict[str, list[dict]]) -> str:
     }
     path.write_text(compact(content) + "\n")
     refused = sum(row["status"].startswith("refused") for row in rows)
-    done = f"{len(rows) - refused} of {sum(map(len, parts.values()))} points are measured"
+    done = f"{len(rows) - refused} of {planned} points are measured"
     return f"{done}{f', {refused} refused' if refused else ''}: {os.path.relpath(path)}"
 
 
