@@ -81,7 +81,7 @@ def test_an_error_of_the_block_passes_and_the_file_stays(build):
     files.write(path := build / "a.txt", "é\n")
     with pytest.raises(FileNotFoundError), files.replacing(path) as part:
         part.write_text("half")
-        open(build / "another")
+        (build / "another").read_text()
     with pytest.raises(KeyboardInterrupt), files.replacing(path) as part:
         part.write_text("half")
         raise KeyboardInterrupt
