@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from shared import fitting, guard, hub, models
+from shared import files, fitting, guard, hub, models
 from shared.catalogue import DATASETS, MODELS
 from shared.memory import human
 from shared.sizes import DATA, TINY, published_config
@@ -122,7 +122,7 @@ def filled(text: str) -> str:
 
 
 def main(file: Path = FILE) -> None:
-    file.write_text(filled(file.read_text(encoding="utf-8")), encoding="utf-8")
+    files.write(file, filled(file.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from shared import notebooks
+from shared import files, notebooks
+from shared.errors import CourseError
 from shared.notebooks import BUILD, LABS
 
 FOLDER = BUILD / "launch"
@@ -38,9 +39,8 @@ def export(lab: str, scale: str = "tiny") -> Path:
             parts.append(f"SCALE = {scale!r}")
         if cell.id == LAST[lab]:
             break
-    FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / notebooks.solutions_path(lab).name
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    files.write(path, "\n\n".join(parts) + "\n")
     return path
 
 
@@ -49,6 +49,8 @@ def worker() -> None:
     import torch
 
     os.chdir(LABS)
+    if "COURSE_LAUNCH" in os.environ:  # else somebody's own launcher started it
+        notebooks.end_with(os.getppid())
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if rank := int(os.environ.get("RANK", 0)):
@@ -123,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         launch(options.lab, options.scale, options.nodes, options.head)
-    except (ValueError, RuntimeError) as problem:
+    except (ValueError, RuntimeError, CourseError) as problem:
         print(problem, file=sys.stderr)
         return 1
     print(f"{options.nodes} processes have trained; their results are in {BUILD / 'results'}.")

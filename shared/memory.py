@@ -10,9 +10,10 @@ All sizes are bytes. `human` prints them in decimal units: GB = 1e9 bytes.
 """
 
 import re
+import signal
+import sys
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +136,9 @@ def _cgroup_available() -> list[int]:
 # ------------------------------------------------------------------------------------------------- what code takes
 
 
+STOPS = (signal.SIGINT, signal.SIGUSR2)  # Ctrl-C and what the guard sends: both raise wherever the program stands
+
+
 class Tracker:
     """What `track` hands out. All its figures are bytes above the level at entry."""
 
@@ -143,6 +147,65 @@ class Tracker:
         self._phase, self._peaks, self._samples = "start", {}, []
         self._over, self._watching = False, threading.Lock()
         self._watching.acquire()
+        self._thread = threading.Thread(target=self._watch, name="memory.track", daemon=True)
+        self._handlers, self._late = {}, []
+
+    def __enter__(self) -> "Tracker":
+        try:
+            self._hear()
+            self._meter.settle()
+            with _lock:
+                _settle_peak(self._meter)
+                self._start, self._entry = time.perf_counter(), self._meter.level()
+                _active.append(self)
+                self._sample()
+            self._thread.start()
+            while self._late:
+                self._handlers[number := self._late.pop()](number, sys._getframe(1))
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        try:
+            if not self._over:
+                self._sample(settle_peak=True)
+        finally:
+            self._end()
+        while self._late:
+            self._handlers[number := self._late.pop()](number, sys._getframe(1))
+
+    def _end(self) -> None:
+        self._over = True
+        with _lock:
+            if self in _active:
+                _active.remove(self)
+        if self._watching.locked():
+            self._watching.release()
+        if self._thread.is_alive():
+            self._thread.join()
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._hold:
+                signal.signal(number, handler)
+
+    def _hear(self) -> None:
+        """Until the end, hear the signals that raise before whoever else does."""
+        if threading.current_thread() is threading.main_thread():
+            for number in STOPS:
+                if callable(handler := signal.getsignal(number)):
+                    self._handlers[number] = handler
+                    signal.signal(number, self._hold)
+
+    def _hold(self, number: int, frame) -> None:
+        """Pass a signal on, but not amid entry and exit: there it waits until all is in order."""
+        here = frame
+        while here:
+            if here.f_code in _WHOLE and here.f_locals.get("self") is self:
+                self._late.append(number)
+                return
+            here = here.f_back
+        self._handlers[number](number, frame)
 
     @property
     def peak_bytes(self) -> int:
@@ -192,6 +255,7 @@ class Tracker:
                 pause = max(pause, elapsed / 1000)  # or the samples of hours would show in what they sample
 
 
+_WHOLE = {Tracker.__enter__.__code__, Tracker.__exit__.__code__}
 _lock = threading.RLock()
 _active: list[Tracker] = []
 
@@ -205,8 +269,7 @@ def _settle_peak(meter) -> None:
     meter.reset()
 
 
-@contextmanager
-def track(device=None, interval: float = 0.005):
+def track(device=None, interval: float = 0.005) -> Tracker:
     """Watch the memory that the block takes on `device` (default: the GPU if there is one, else the CPU).
 
     A thread samples the level every `interval` seconds, or as often as it can within 0.3 % of the block's time: where a
@@ -233,24 +296,7 @@ def track(device=None, interval: float = 0.005):
         from shared import guard
 
         guard.watch()
-    tracker = Tracker(meter, interval)
-    meter.settle()
-    with _lock:
-        _settle_peak(meter)
-        tracker._start, tracker._entry = time.perf_counter(), meter.level()
-        _active.append(tracker)
-        tracker._sample()
-    thread = threading.Thread(target=tracker._watch, name="memory.track", daemon=True)
-    thread.start()
-    try:
-        yield tracker
-    finally:
-        with _lock:
-            tracker._sample(settle_peak=True)
-            tracker._over = True
-            tracker._watching.release()
-            _active.remove(tracker)
-        thread.join()
+    return Tracker(meter, interval)
 
 
 # ------------------------------------------------------------------------------------------------ what a cache holds

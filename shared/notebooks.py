@@ -8,7 +8,7 @@ An exercise is a code cell with the tag `exercise` and an id such as `ex-kv-cach
 
 import argparse
 import ast
-import errno
+import ctypes
 import functools
 import html
 import importlib.util
@@ -16,13 +16,19 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+
+from shared import files
+from shared.errors import CourseError
 
 ROOT = Path(__file__).resolve().parents[1]
 LABS = ROOT / "labs"
@@ -147,32 +153,52 @@ def execute(
         change_settings(notebook, scale, numbers)
 
     folder = folder or BUILD / "executed"
-    folder.mkdir(parents=True, exist_ok=True)
     out = folder / path_of(lab).name
-    partial = folder / f".partial-{out.name}"  # a run that is interrupted leaves the last whole one in its place
+    ends_with_us = f"__import__('shared.notebooks').notebooks.end_with({os.getpid()})"
     start, error = time.perf_counter(), ""
-    try:
-        papermill.execute_notebook(
-            notebook,
-            partial,
-            parameters,
-            kernel_name="python3",
-            cwd=LABS,
-            progress_bar=sys.stderr.isatty(),
-            extra_arguments=["--IPKernelApp.log_level=40"],  # errors only: it warns that localhost is not encrypted
-        )
-    except papermill.PapermillExecutionError as failed:
-        error = f"{failed.ename}: {failed.evalue}".splitlines()[0]
-    except DeadKernelError:
-        error = "the kernel died, most likely for lack of memory: close other notebooks and run this lab again"
-    seconds = time.perf_counter() - start
-    partial.replace(out)
-    executed = nbformat.read(out, as_version=4)
+    with files.replacing(out) as partial:  # a run that is interrupted leaves the last whole one in its place
+        try:
+            papermill.execute_notebook(
+                notebook,
+                partial,
+                parameters,
+                kernel_name="python3",
+                cwd=LABS,
+                progress_bar=sys.stderr.isatty(),
+                extra_arguments=[
+                    "--IPKernelApp.log_level=40",  # errors only: it warns that localhost is not encrypted
+                    f"--IPKernelApp.exec_lines={ends_with_us}",
+                ],
+            )
+        except papermill.PapermillExecutionError as failed:
+            error = f"{failed.ename}: {failed.evalue}".splitlines()[0]
+        except DeadKernelError:
+            error = "the kernel died, most likely for lack of memory: close other notebooks and run this lab again"
+        seconds = time.perf_counter() - start
+        executed = nbformat.read(partial, as_version=4)
     verdicts = [text(cell) for cell in tagged(executed, "check")]
     error = error or next(missing(executed), "")
     # ru_maxrss of the children: the kernel is the only child that has ended (kilobytes on Linux, bytes on a Mac).
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Run(lab, out, seconds, peak, sum("✓" in v for v in verdicts), len(verdicts), error)
+
+
+def end_with(parent: int) -> None:
+    """From here on this process, a child of process `parent`, ends when that one does, also by SIGKILL.
+
+    Linux sees to it, at once. Elsewhere a thread looks twice a second.
+    """
+    if sys.platform == "linux" and ctypes.CDLL(None).prctl(1, signal.SIGKILL) == 0:  # 1: PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it has ended before
+            os._exit(1)
+        return
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=look, name="end with parent", daemon=True).start()
 
 
 def change_settings(notebook, scale: str, numbers: dict) -> None:
@@ -228,14 +254,48 @@ def run(lab: str | None = None, scale: str = "tiny") -> list[Run]:
     for name in chosen:
         path_of(name)
     runs = []
-    # Spawned, one lab each: the peak memory of a lab is that of its own kernel alone.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for name in chosen:
-            print(f"lab {name} at scale {scale} …", flush=True)
-            runs.append(pool.submit(execute, name, scale).result())
-            render(runs[-1])
+    for name in chosen:
+        print(f"lab {name} at scale {scale} …", flush=True)
+        runs.append(_executed(name, scale))
+        render(runs[-1])
     index(runs)
     return runs
+
+
+def _executed(lab: str, scale: str) -> Run:
+    """`execute` in a new process, which ends with this one: the peak memory of a lab is that of its own kernel alone.
+
+    On Ctrl-C it is ended with its kernel, and its unfinished notebook is deleted.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _worker, (os.getpid(),)) as pool:
+        # The worker hears Ctrl-C too. Until it can leave the answer to this process, it waits.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            running = pool.submit(execute, lab, scale)
+            workers = multiprocessing.active_children()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        try:
+            return running.result()
+        except BrokenProcessPool:
+            raise CourseError(
+                f"The process that ran lab {lab} was killed, most likely for lack of memory: close other notebooks, "
+                "then run this again."
+            ) from None
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+            for worker in workers:
+                worker.kill()
+                worker.join()
+                for partial in (BUILD / "executed").glob(f".{worker.pid}-*"):
+                    partial.unlink()
+            raise
+
+
+def _worker(parent: int) -> None:
+    end_with(parent)
+    signal.signal(signal.SIGINT, lambda *_: None)  # a handler, not SIG_IGN: its kernel would inherit that
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 # ---- pages ------------------------------------------------------------------------------------------------------
@@ -256,8 +316,7 @@ def render(run: Run) -> Path:
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     body, _ = exporter.from_notebook_node(notebook)
-    run.page.parent.mkdir(parents=True, exist_ok=True)
-    run.page.write_text(body, encoding="utf-8")
+    files.write(run.page, body)
     return run.page
 
 
@@ -275,13 +334,13 @@ def index(runs: list[Run]) -> Path:
         for r in runs
     )
     page = BUILD / "html" / "index.html"
-    page.write_text(
+    files.write(
+        page,
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Efficient architectures: solved labs</title>'
         "<style>body{font:16px/1.5 sans-serif;max-width:60rem;margin:3rem auto;padding:0 1rem}"
         "td,th{text-align:left;padding:.4rem 1rem .4rem 0;border-bottom:1px solid #ddd}</style>"
         "<h1>Efficient architectures: solved labs</h1><table><tr><th>Lab</th><th>Time</th><th>Peak memory</th>"
         f"<th>Checks passed</th><th>Errors</th></tr>{rows}</table></html>\n",
-        encoding="utf-8",
     )
     return page
 
@@ -316,15 +375,19 @@ def main(arguments: list[str] | None = None) -> int:
 
             if not options.lab or not options.out:
                 raise ValueError("`solve` needs --lab, such as 2.4.1, and --out, the notebook to write.")
-            nbformat.write(solve(options.lab), options.out)
+            with files.replacing(options.out) as part:
+                nbformat.write(solve(options.lab), part)
             return 0
         runs = run(options.lab, options.scale)
-    except (ValueError, OSError) as problem:
-        full = getattr(problem, "errno", None) == errno.ENOSPC
-        print(
-            f"The disk that holds {BUILD} is full: make room and run this again." if full else problem, file=sys.stderr
-        )
+    except (ValueError, CourseError) as problem:
+        print(problem, file=sys.stderr)
         return 1
+    except OSError as problem:
+        print(files.unwritten(BUILD, problem) if problem.errno in files.FULL else problem, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped: the lab that was running has left no page; earlier pages stay.", file=sys.stderr)
+        return 130
     if options.command == "run":
         print(table(runs))
     else:

@@ -6,6 +6,7 @@ import os
 import platform
 from pathlib import Path
 
+from shared import files
 from shared.errors import BadInput, CourseError
 from shared.notebooks import BUILD
 
@@ -59,16 +60,10 @@ def load(name: str, **same):
 def save(frame, name: str) -> Path:
     """Write a tidy DataFrame, with `machine()` in columns of its own, to build/results/<name>.csv; returns the path.
 
-    The file is complete or it is the previous one: it is written beside it and moved into place.
+    The file is complete or it is the previous one (`files.replacing`).
     Raises: CourseError in one sentence where it cannot be written, such as on a full disk.
     """
     path = BUILD / "results" / f"{name}.csv"
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as part:
         frame.assign(**machine()).to_csv(part, index=False)
-        part.replace(path)
-    except OSError as problem:
-        part.unlink(missing_ok=True)
-        raise CourseError(f"The results could not be saved to {path}: {problem.strerror}.") from None
     return path

@@ -12,14 +12,11 @@ lost.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from shared import results
-from shared.errors import CourseError
+from shared import files, results
 from shared.notebooks import BUILD
 
 
@@ -46,7 +43,7 @@ class Sweep:
         if (kept := self._read(item)) is not None:
             return kept["result"]
         text = json.dumps({"settings": self.settings, "result": measure()}, default=_plain)
-        self._write(self._file(item), text)
+        files.write(self._file(item), text)
         self.made += 1
         return json.loads(text)["result"]
 
@@ -66,18 +63,6 @@ class Sweep:
         except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged from outside
             return None
         return kept
-
-    @staticmethod
-    def _write(file: Path, text: str) -> None:
-        part = file.with_suffix(f".{os.getpid()}.part")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(text, encoding="utf-8")
-            part.replace(file)
-        except OSError as problem:
-            with suppress(OSError):
-                part.unlink()
-            raise CourseError(f"The result could not be kept in {file}: {problem.strerror}.") from None
 
 
 def _plain(value):

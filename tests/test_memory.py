@@ -2,6 +2,7 @@
 
 import gc
 import random
+import signal
 import threading
 import time
 from pathlib import Path
@@ -361,6 +362,61 @@ def test_an_exception_passes_through_and_the_thread_ends():
     assert m.peak_bytes == pytest.approx(block.numel(), rel=0.05)
     assert not [thread for thread in threading.enumerate() if thread.name == "memory.track"]
     assert not memory._active
+
+
+@pytest.mark.parametrize("at", range(0, 8, 2))
+@pytest.mark.parametrize("step", ["settle", "level", "peak"])
+def test_twenty_ctrl_c_amid_entry_or_exit_are_raised_once_all_is_in_order(step, at, monkeypatch):
+    """Real signals, in each of the steps that take time: at its first call, its second ..."""
+    real, calls = getattr(meters.Host, step), []
+
+    def interrupted(meter):
+        calls.append(step)
+        if len(calls) == at + 1 and threading.current_thread() is threading.main_thread():
+            for _ in range(20):
+                signal.raise_signal(signal.SIGINT)
+        return real(meter)
+
+    monkeypatch.setattr(meters.Host, step, interrupted)
+    came = False
+    try:
+        with memory.track("cpu", interval=60), memory.track("cpu", interval=60):
+            pass
+    except KeyboardInterrupt:
+        came = True
+    assert came == (len(calls) > at)
+    assert not memory._active and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not [thread for thread in threading.enumerate() if thread.name == "memory.track"]
+
+
+def test_the_guard_s_stop_amid_the_exit_is_raised_after_it(monkeypatch):
+    def stop(number, frame):
+        raise MemoryError("the guard")
+
+    before = signal.signal(signal.SIGUSR2, stop)
+    try:
+        with pytest.raises(MemoryError, match="guard"), memory.track("cpu", interval=60) as m:
+            sample = m._sample
+            monkeypatch.setattr(m, "_sample", lambda **k: (signal.raise_signal(signal.SIGUSR2), sample(**k)))
+        assert not memory._active and signal.getsignal(signal.SIGUSR2) is stop
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_an_interrupt_in_the_block_is_raised_there():
+    with memory.track("cpu") as m, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert m.peak_bytes >= 0 and not memory._active
+
+
+def test_a_thread_that_cannot_start_leaves_no_tracker(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"), memory.track("cpu"):
+        pass
+    assert not memory._active and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_inner_tracker_does_not_take_the_outer_ones_peak_away():

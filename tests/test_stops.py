@@ -1,12 +1,16 @@
 """Labs that stop: a dead kernel, a full disk, a wrong parameter, no model."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from rehearsal import models as stand_ins
 
@@ -44,7 +48,86 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(monkeypatch, capsys):
     monkeypatch.setattr(notebooks, "run", full)
     assert notebooks.main(["run"]) == 1
     said = capsys.readouterr().err
-    assert str(notebooks.BUILD) in said and "is full" in said and said.count("\n") == 1
+    assert str(notebooks.BUILD) in said and "make room" in said and said.count("\n") == 1
+
+
+def running(no_network, folder) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """`make run` of a lab in a group of processes of its own, once its kernel has started, and all its children."""
+    command = [sys.executable, "-m", "shared.notebooks", "run", "--lab", "2.4.6"]
+    environment = {**no_network, "COURSE_BUILD": str(folder)}
+    main = subprocess.Popen(
+        command,
+        cwd=notebooks.ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(folder.rglob(".*-lab-2.4.6-*")):  # papermill writes it first
+        assert main.poll() is None
+        time.sleep(0.05)
+    while not any("ipykernel_launcher" in child.cmdline() for child in psutil.Process(main.pid).children(True)):
+        time.sleep(0.05)
+    time.sleep(1)  # the kernel has read its first line, and works
+    return main, psutil.Process(main.pid).children(recursive=True)
+
+
+def ended(processes: list[psutil.Process]) -> bool:
+    """Whether all have ended within a few seconds; who waits for them to be collected has ended too."""
+    until = time.time() + 5
+    while time.time() < until:
+        if not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_what_a_killed_run_has_started_ends_with_it(no_network, tmp_path):
+    main, children = running(no_network, tmp_path)
+    main.kill()
+    main.communicate()
+    assert len(children) >= 2 and ended(children)
+
+
+def test_what_a_killed_worker_has_started_ends_with_it_and_the_command_says_one_sentence(no_network, tmp_path):
+    main, children = running(no_network, tmp_path)
+    (worker,) = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    worker.kill()
+    _, said = main.communicate(timeout=20)
+    assert main.returncode == 1 and said.count("\n") == 1 and "run this again" in said, said
+    assert ended(children)
+
+
+@pytest.mark.parametrize("times", [1, 20])
+def test_ctrl_c_ends_a_run_with_one_line_and_leaves_nothing_half_written(times, no_network, tmp_path):
+    main, children = running(no_network, tmp_path)
+    for _ in range(times):
+        os.killpg(main.pid, signal.SIGINT)
+        time.sleep(0.01)
+    _, said = main.communicate(timeout=20)
+    assert main.returncode == 130 and said.strip().count("\n") == 0 and said.strip().startswith("Stopped"), said
+    assert ended(children)
+    assert [path for path in tmp_path.rglob("*lab-2.4.6*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("parent", ["lives", "has ended"])
+@pytest.mark.parametrize("system", ["linux", "darwin"])
+def test_a_child_ends_with_its_parent_on_every_system(system, parent):
+    """A real grandchild, whose parent is killed; "darwin" takes the way without prctl."""
+    child = f"import os, sys, time; from shared import notebooks; sys.platform = {system!r}; "
+    child += f"notebooks.end_with(os.getppid() if {parent!r} == 'lives' else 1 << 30); print(os.getpid(), flush=True); "
+    child += "time.sleep(60)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    main = subprocess.Popen([sys.executable, "-c", code], cwd=notebooks.ROOT, stdout=subprocess.PIPE, text=True)
+    line = main.stdout.readline()
+    if parent == "has ended":
+        main.communicate(timeout=10)  # the child has ended by itself
+        return
+    process = psutil.Process(int(line))
+    main.kill()
+    assert ended([process])
+    main.communicate()
 
 
 @pytest.mark.parametrize("parameter", ["SCALE", "WEIGHTS"])

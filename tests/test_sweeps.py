@@ -99,7 +99,7 @@ def test_a_damaged_result_is_measured_again(build, damage):
 
 def test_a_result_that_cannot_be_written_is_one_sentence(build):
     (build / "results").write_text("a file in the folder's place")
-    with pytest.raises(CourseError, match="could not be kept"):
+    with pytest.raises(CourseError, match="could not be written"):
         run(sweeps.Sweep("s"), ["a"])
 
 

@@ -25,7 +25,7 @@ import torch
 from parts import compact, keep
 from torch import Tensor
 
-from shared import data, moe, notebooks, results
+from shared import data, files, moe, notebooks, results
 
 PARTS, OUT = notebooks.BUILD / "balance", Path(__file__).with_name("balance.json")
 SEEDS = (0, 1, 2)
@@ -95,7 +95,7 @@ def main() -> None:
         "settings": SETTINGS | {"seeds": SEEDS},
         "runs": {v: {str(seed): parts[v, seed]["result"] for seed in SEEDS} for v in VARIANTS},
     }
-    OUT.write_text(compact(content) + "\n")
+    files.write(OUT, compact(content) + "\n")
     print(f"{OUT.name}: {OUT.stat().st_size / 1e3:.0f} kB")
 
 

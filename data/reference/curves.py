@@ -34,7 +34,7 @@ from parts import compact, keep
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, JambaConfig, MambaConfig
 from transformers.utils import logging
 
-from shared import models, results, tasks
+from shared import files, models, results, tasks
 from shared.notebooks import BUILD
 
 PARTS, OUT = BUILD / "curves", Path(__file__).with_name("curves.json")
@@ -226,7 +226,7 @@ def main() -> None:
     for variant in SHIPPED:
         shutil.copytree(PARTS / f"{variant}-0", tasks.RECALL / variant, dirs_exist_ok=True)
         (tasks.RECALL / variant / "model.safetensors").chmod(0o644)  # it comes readable by its owner only
-    OUT.write_text(compact(collected(parts)) + "\n")
+    files.write(OUT, compact(collected(parts)) + "\n")
     print(f"{OUT.name}: {OUT.stat().st_size / 1e3:.0f} kB")
 
 

@@ -41,7 +41,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from shared import finetune, notebooks, results
+from shared import files, finetune, notebooks, results
 from shared.scan import in_transformers
 
 HERE = Path(__file__).resolve().parent
@@ -290,7 +290,7 @@ def main() -> None:
             for name, way in RUNS.items()
             for settings in ({"way": way, "steps": STEPS, "batch": BATCH, "evaluations": EVALUATIONS},)
         }
-    OUT.write_text(compact(collected(bases, runs)) + "\n")
+    files.write(OUT, compact(collected(bases, runs)) + "\n")
     shutil.rmtree(PARTS / "none", ignore_errors=True)
     shipped = sum(file.stat().st_size for file in finetune.INSTRUCT.rglob("*") if file.is_file())
     print(f"{OUT.name}: {OUT.stat().st_size / 1e3:.0f} kB, {finetune.INSTRUCT}: {shipped:,} bytes")

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from shared import files
+
 
 def kept(file: Path, settings: dict) -> dict | None:
     """{settings, result, seconds} of a run with these settings, or None: what was run under others is no result."""
@@ -26,10 +28,7 @@ def keep(file: Path, settings: dict, make: Callable[[], object]) -> dict:
     result = make()
     part = {"settings": settings, "result": result, "seconds": round(time.perf_counter() - start, 1)}
     print(f"{file.stem:30} {part['seconds']:6.1f} s", flush=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(part))
-    temporary.replace(file)
+    files.write(file, json.dumps(part))
     return part
 
 

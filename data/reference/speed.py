@@ -34,7 +34,7 @@ import torch
 from parts import compact, keep, kept
 from points import SETTINGS, Bench, plan
 
-from shared import kernels, memory, notebooks, reference, results, timing
+from shared import files, kernels, memory, notebooks, reference, results, timing
 from shared.errors import CourseError
 
 
@@ -109,7 +109,7 @@ def write(scale: str, parts: dict[str, list[dict]]) -> str:
         "columns": columns,
         "rows": [[shortened(row.get(column)) for column in columns] for row in rows],
     }
-    path.write_text(compact(content) + "\n")
+    files.write(path, compact(content) + "\n")
     refused = sum(row["status"].startswith("refused") for row in rows)
     done = f"{len(rows) - refused} of {planned} points are measured"
     return f"{done}{f', {refused} refused' if refused else ''}: {os.path.relpath(path)}"

@@ -1,0 +1,46 @@
+"""Write a file whole or not at all: beside what is there, and then in its place."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from shared.errors import CourseError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, this user's share of it, a limit of the shell
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The path to write to in the block: a file of this process, which takes the place of `path` at the end.
+
+    Where the block raises, or the disk is full, what stood at `path` stays, and nothing is left beside it.
+    Raises: CourseError in one sentence where the file cannot be written.
+    """
+    part = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.replace(path)
+    except OSError as problem:
+        about = Path(problem.filename or part)  # a folder above, the part, or in a write no name at all
+        if problem.errno not in FULL and about not in (part, *part.parents):
+            raise  # the block's own trouble, with another file
+        raise CourseError(unwritten(path, problem)) from None
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text as UTF-8, as `replacing` does, with its line ends as they are."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def unwritten(path: Path, problem: OSError) -> str:
+    """One sentence about a file or a folder that cannot be written, and what to do."""
+    why = problem.strerror or problem
+    remedy = "make room on its disk" if problem.errno in FULL else "see that you may write there"
+    return f"{path} could not be written ({why}), and what was there before stays: {remedy}, then run this again."

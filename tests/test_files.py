@@ -1,0 +1,117 @@
+"""A file is written whole or not at all, also on a disk that fills, and by two programs at once."""
+
+import re
+import resource
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from shared import files, notebooks, results, sweeps
+from shared.errors import CourseError
+
+
+@pytest.fixture
+def full():
+    """No file of this process can grow beyond 1,000 bytes: a real write fails halfway, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    for module in (notebooks, results, sweeps):
+        monkeypatch.setattr(module, "BUILD", tmp_path)
+    return tmp_path
+
+
+def page(folder):
+    run = notebooks.Run("2.4.6", notebooks.path_of("2.4.6"), 1.0, 1, 1, 1)
+    return run.page, lambda: notebooks.render(run)
+
+
+def index(folder):
+    run = notebooks.Run("2.4.6", folder, 1.0, 1, 1, 1)
+    return folder / "html" / "index.html", lambda: notebooks.index([run, run, run])
+
+
+def table(folder):
+    frame = pd.DataFrame({"value": range(100)})
+    return folder / "results" / "lab.csv", lambda: results.save(frame, "lab")
+
+
+def kept(folder):
+    sweep = sweeps.Sweep("s")
+    return sweep.folder / "a.json", lambda: sweep.keep("a", lambda: list(range(1000)))
+
+
+def notebook(folder):
+    out = folder / "solved.ipynb"
+
+    def solve():
+        if notebooks.main(["solve", "--lab", "2.4.6", "--out", str(out)]):
+            raise CourseError("could not be written")
+
+    return out, solve
+
+
+@pytest.mark.parametrize("kind", [page, index, table, kept, notebook])
+def test_on_a_full_disk_what_was_there_stays_and_one_sentence_is_said(build, kind, request):
+    path, write = kind(build)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("the old one")
+    request.getfixturevalue("full")
+    with pytest.raises(CourseError, match="could not be written"):
+        write()
+    assert [(file, file.read_text()) for file in build.rglob("*") if file.is_file()] == [(path, "the old one")]
+
+
+def test_the_sentence_names_the_file_the_reason_and_the_remedy(build, full):
+    with pytest.raises(CourseError) as raised:
+        files.write(build / "a.txt", "x" * 2000)
+    said = str(raised.value)
+    assert str(build / "a.txt") in said and "File too large" in said and "make room" in said
+    assert raised.value.__suppress_context__
+
+
+def test_an_error_of_the_block_passes_and_the_file_stays(build):
+    files.write(path := build / "a.txt", "é\n")
+    with pytest.raises(FileNotFoundError), files.replacing(path) as part:
+        part.write_text("half")
+        (build / "another").read_text()
+    with pytest.raises(KeyboardInterrupt), files.replacing(path) as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == "é\n".encode() and list(build.iterdir()) == [path]
+
+
+def test_two_programs_write_two_files(build):
+    code = "import sys; from pathlib import Path; from shared import files\n"
+    code += (
+        "with files.replacing(Path(sys.argv[1])) as part: print(part.name, flush=True); input(); part.write_text('b')"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, build / "a"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with files.replacing(build / "a") as mine:
+        assert other.stdout.readline().strip() != mine.name
+        mine.write_text("a")
+        other.communicate("\n")
+        assert (build / "a").read_text() == "b"
+    assert (build / "a").read_text() == "a" and list(build.iterdir()) == [build / "a"]
+
+
+# In place: a user's own notebook, a build's log, a lock, a note that is remade where it is damaged.
+ELSEWHERE = {"shared/files.py", "shared/meters.py", "shared/launch.py", "scripts/lab.py", "scripts/build_kernels.py"}
+
+
+def test_every_other_writer_of_the_course_uses_it():
+    found = set()
+    for path in [*notebooks.ROOT.glob("shared/**/*.py"), *notebooks.ROOT.glob("scripts/*.py")]:
+        source = path.read_text(encoding="utf-8")
+        if re.search(r"\.write_text\(|\.write_bytes\(|open\([^)]*[\"']w|nbformat\.write\(", source):
+            found.add(str(path.relative_to(notebooks.ROOT)))
+    assert found - ELSEWHERE <= {"shared/notebooks.py"}
