@@ -307,6 +307,33 @@ def test_interrupted_setup_is_redone_and_a_running_one_is_left_alone(clone, offl
     assert "Making .venv" in again.stdout and "torch" in installed(clone)
 
 
+# --- A clone as git makes it ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["core.autocrlf=true", "core.autocrlf=input", "core.eol=crlf"])
+def test_a_clone_has_the_bytes_of_the_course_whatever_git_does_with_ends_of_lines(setting, tmp_path):
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("no clone of the course")
+    course, student = tmp_path / "course", tmp_path / "student"
+    chosen = [name for name in tracked.stdout.split("\0") if (ROOT / name).is_file() and not (ROOT / name).is_symlink()]
+    for name in chosen:
+        (course / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, course / name)
+    git(course.parent, "init", "--quiet", "--initial-branch=main", str(course))
+    git(course, "add", "--all", "--force")
+    git(course, "commit", "--quiet", "--message=The course")
+    git(tmp_path, "clone", "--quiet", f"--config={setting}", str(course), str(student))
+    for name in chosen:
+        assert (student / name).read_bytes() == (ROOT / name).read_bytes(), name
+    for script in (student / "scripts").glob("*.sh"):
+        assert subprocess.run(["sh", "-n", script], capture_output=True).returncode == 0, script
+    assert b"Commands:" in subprocess.run(["make"], cwd=student, capture_output=True).stdout
+    (student / "labs" / "my-notes.txt").write_bytes(b"a line\r\n")
+    git(student, "add", "--all")
+    assert git(student, "status", "--porcelain") == "A  labs/my-notes.txt\n"
+
+
 # --- A machine that lacks something -----------------------------------------------------------------------------------
 
 
@@ -448,6 +475,152 @@ def test_update_without_its_remote_says_so(course_and_student):
     course.rename(course.with_name("away"))
     result = update(student)
     assert result.returncode != 0 and "git reaches no remote" in result.stderr
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file of a clone outside .git, with the commit that is checked out."""
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if ".git" not in path.parts}
+    content = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+    return content | {"HEAD": git(folder, "rev-parse", "HEAD").encode()}
+
+
+def refused(student: Path) -> str:
+    """The one sentence of an update that changed nothing."""
+    before = snapshot(student)
+    result = update(student)
+    assert result.returncode == 1 and result.stdout == ""
+    assert snapshot(student) == before
+    *_, last = result.stderr.splitlines()
+    assert result.stderr.count("Update stopped") == 1
+    return last.removeprefix("Update stopped, nothing was changed: ")
+
+
+def edition(course: Path, changes: dict[str, str | None]) -> None:
+    """A commit of the course with these files, None for one that goes."""
+    for name, text in changes.items():
+        (course / name).parent.mkdir(parents=True, exist_ok=True)
+        if text is None:
+            (course / name).unlink()
+        else:
+            (course / name).write_text(text)
+    git(course, "add", "--all", "--force")
+    git(course, "commit", "--quiet", "--message=Next edition")
+
+
+@pytest.mark.parametrize(
+    ("comes", "mine"),
+    [
+        ("extra.txt", "extra.txt"),
+        ("labs/lab-3.ipynb", "labs/lab-3.ipynb"),
+        ("with a space é.txt", "with a space é.txt"),
+        ("folder/new.txt", "folder"),
+        ("file", "file/of/mine.txt"),
+        ("build/table.txt", "build/table.txt"),
+    ],
+)
+def test_update_that_brings_a_file_where_the_student_has_one_changes_nothing(course_and_student, comes, mine):
+    course, student = course_and_student
+    edition(course, {comes: "the course's\n"})
+    (student / ".git/info/exclude").write_text("/build/\n")
+    (student / "labs" / "lab-1.ipynb").write_text("my answers\n")
+    (student / mine).parent.mkdir(parents=True, exist_ok=True)
+    (student / mine).write_text("mine\n")
+    sentence = refused(student)
+    assert (
+        sentence
+        == f"{mine.split('/of/')[0]} is yours, and the update brings a file of that name; rename yours, then try again."
+    )
+
+
+def test_update_undoes_its_moves_where_git_refuses_after_them(course_and_student):
+    _, student = course_and_student
+    (student / "labs" / "lab-1.ipynb").write_text("my answers\n")
+    executable(student.parent / "bin" / "git", f'[ "$1" != merge ] || exit 1\nexec {shutil.which("git")} "$@"')
+    before = snapshot(student)
+    path = f"{student.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        ["sh", "scripts/update.sh"], cwd=student, capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+    assert result.returncode == 1 and "git could not do it" in result.stderr
+    assert snapshot(student) == before
+
+
+def test_update_keeps_the_student_s_version_of_a_lab_that_was_renamed(course_and_student):
+    course, student = course_and_student
+    edition(course, {"labs/lab-2.ipynb": None, "labs/lab-2-new-name.ipynb": "first edition\n"})
+    (student / "labs" / "lab-2.ipynb").write_text("my answers to lab 2\n")
+    result = update(student)
+    assert result.returncode == 0, result.stderr
+    (mine,) = (student / "labs").glob("my-lab-2-*.ipynb")
+    assert (
+        mine.read_text() == "my answers to lab 2\n" and f"labs/lab-2.ipynb is kept as labs/{mine.name}" in result.stdout
+    )
+    assert not (student / "labs" / "lab-2.ipynb").exists()
+    assert (student / "labs" / "lab-2-new-name.ipynb").exists()
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_update_brings_a_lab_back_that_the_student_renamed(course_and_student, staged):
+    _, student = course_and_student
+    (student / "labs" / "lab-1.ipynb").rename(student / "labs" / "lab 1, mine.ipynb")
+    if staged:
+        git(student, "add", "--all")
+    result = update(student)
+    assert result.returncode == 0, result.stderr
+    assert (student / "labs" / "lab-1.ipynb").read_text() == "second edition\n"
+    assert (student / "labs" / "lab 1, mine.ipynb").read_text() == "first edition\n"
+    assert not list((student / "labs").glob("my-*"))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_update_of_a_folder_from_a_zip_says_so_also_inside_another_repository(course_and_student, inside):
+    course, student = course_and_student
+    folder = student / "unpacked" if inside else student.parent / "unpacked"
+    shutil.copytree(course, folder, ignore=shutil.ignore_patterns(".git"))
+    before = snapshot(student)
+    result = update(folder)
+    assert result.returncode == 1 and result.stdout == "" and result.stderr.strip().count("\n") == 0
+    assert "nothing was changed: this folder is not a clone" in result.stderr
+    assert snapshot(student) == before
+
+
+def test_update_of_another_user_s_clone_says_whose_it_is_and_how_to_trust_it(course_and_student, monkeypatch):
+    _, student = course_and_student
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    result = update(student)
+    assert result.returncode == 1 and result.stderr.strip().count("\n") == 0
+    assert "belongs to another user" in result.stderr
+    assert f"git config --global --add safe.directory '{student.resolve()}'" in result.stderr
+
+
+def test_update_without_git_says_so(course_and_student, tmp_path, monkeypatch):
+    _, student = course_and_student
+    only_these_tools(tmp_path / "bin", monkeypatch)
+    assert "git is not installed" in update(student).stderr
+
+
+def test_update_knows_a_repository_without_remote_a_detached_head_and_an_unfinished_merge(course_and_student):
+    course, student = course_and_student
+    git(student, "checkout", "--quiet", "--detach")
+    assert refused(student).startswith("no branch is checked out")
+    git(student, "checkout", "--quiet", "main")
+    git(student, "checkout", "--quiet", "-b", "mine")
+    assert refused(student).startswith("this branch follows no remote branch")
+    git(student, "checkout", "--quiet", "main")
+    (student / "notes.txt").write_text("mine\n")
+    git(student, "commit", "--quiet", "--all", "--message=Mine")
+    with pytest.raises(subprocess.CalledProcessError):
+        git(student, "pull", "--no-rebase")
+    assert refused(student).startswith("a merge was begun here and not ended")
+    assert refused(course).startswith("this repository has no remote")
+
+
+def test_update_ignores_the_variables_of_another_repository(course_and_student, monkeypatch):
+    course, student = course_and_student
+    monkeypatch.setenv("GIT_DIR", str(course / ".git"))
+    result = update(student)
+    monkeypatch.delenv("GIT_DIR")
+    assert result.returncode == 0 and (student / "notes.txt").read_text() == "second edition\n"
 
 
 # --- conda ------------------------------------------------------------------------------------------------------------
