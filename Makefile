@@ -19,6 +19,9 @@ PART =
 MINUTES =
 WEIGHTS =
 
+# A value as one word of the shell, whatever is in it.
+quote = '$(subst ','\'',$(1))'
+
 VENV_PYTHON = .venv/bin/python
 # Small tensors on few cores: one thread is many times faster there. What you set yourself is respected.
 ONE_THREAD = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
@@ -30,6 +33,8 @@ JUPYTER_DATA_DIR = $(CURDIR)/.venv/jupyter/data
 JUPYTER_RUNTIME_DIR = $(CURDIR)/build/jupyter
 IPYTHONDIR = $(CURDIR)/.venv/ipython
 MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
+# What another program (ROS, conda) set for its own Python would bring its packages into the course.
+unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONPLATLIBDIR PYTHONOPTIMIZE PYTHONINSPECT PYTHONUSERBASE
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
 .PHONY: help setup setup-test setup-bench lab doctor kernels kernels-remove run solutions fetch cache tables \
@@ -49,22 +54,22 @@ setup-bench:
 	@sh scripts/setup.sh bench
 
 lab: setup ## open the labs in JupyterLab (PORT=8888, BROWSER=no when you work over ssh, LAB=2.4.1 to open that one)
-	@$(VENV_PYTHON) scripts/lab.py "$(NOTEBOOK_DIR)" --port "$(PORT)" --browser "$(BROWSER)" --lab "$(LAB)"
+	@$(VENV_PYTHON) scripts/lab.py $(call quote,$(NOTEBOOK_DIR)) --port=$(call quote,$(PORT)) --browser=$(call quote,$(BROWSER)) --lab=$(call quote,$(LAB))
 
 run: setup ## execute the solved labs and print a table (SCALE=tiny or full, LAB=2.4.1 for one of them; NODES=2 for two machines)
-	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) -m $(if $(NODES),shared.launch --nodes "$(NODES)" --head "$(HEAD)",shared.notebooks run) --scale "$(SCALE)" $(if $(LAB),--lab "$(LAB)")
+	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) -m $(if $(NODES),shared.launch --nodes=$(call quote,$(NODES)) --head=$(call quote,$(HEAD)),shared.notebooks run) --scale=$(call quote,$(SCALE)) $(if $(LAB),--lab=$(call quote,$(LAB)))
 
 solutions: setup ## render the solved labs to build/html/index.html
 	@$(ONE_THREAD) $(VENV_PYTHON) -m shared.notebooks render
 
 evaluate: setup ## perplexity of MODELS="tiny/mamba tiny/jamba" on a text (TEXT=story, WINDOW=256, PROCESSES=2 share the documents)
-	@$(ONE_THREAD) $(VENV_PYTHON) scripts/evaluate.py $(MODELS) --text "$(TEXT)" --window "$(WINDOW)" --processes "$(PROCESSES)"
+	@$(ONE_THREAD) $(VENV_PYTHON) scripts/evaluate.py $(MODELS) --text=$(call quote,$(TEXT)) --window=$(call quote,$(WINDOW)) --processes=$(call quote,$(PROCESSES))
 
 fetch: setup ## download ahead of class what a lab needs at scale full (LAB=2.4.5 SCALE=full, or NAME=mamba-2.8b)
-	@$(VENV_PYTHON) scripts/hub.py fetch --name "$(NAME)" --lab "$(LAB)" --scale "$(SCALE)"
+	@$(VENV_PYTHON) scripts/hub.py fetch --name=$(call quote,$(NAME)) --lab=$(call quote,$(LAB)) --scale=$(call quote,$(SCALE))
 
 cache: setup ## show what the course keeps in the Hugging Face caches (CLEAR=alpaca deletes one)
-	@$(VENV_PYTHON) scripts/hub.py cache --clear "$(CLEAR)"
+	@$(VENV_PYTHON) scripts/hub.py cache --clear=$(call quote,$(CLEAR))
 
 doctor: setup ## say what this machine can run, what not, and which command changes that (JSON=yes for programs)
 	@$(VENV_PYTHON) scripts/doctor.py $(if $(filter yes,$(JSON)),--json)
@@ -82,7 +87,7 @@ test: setup-test ## everything that CI runs: style, then all tests
 	@$(ONE_THREAD) $(VENV_PYTHON) -m pytest -n 2 --no-loadscope-reorder
 
 rehearse: setup ## run solved labs at scale full with small stand-ins of every model, from a hub on this machine (LAB=2.4.5, WEIGHTS=random)
-	@$(ONE_THREAD) $(VENV_PYTHON) scripts/rehearse.py --lab "$(LAB)" --weights "$(WEIGHTS)"
+	@$(ONE_THREAD) $(VENV_PYTHON) scripts/rehearse.py --lab=$(call quote,$(LAB)) --weights=$(call quote,$(WEIGHTS))
 
 bench: setup-bench ## time the selective scan beside transformers' reference and mambapy's, and what memory.track costs (about 13 minutes)
 	@$(ONE_THREAD) $(VENV_PYTHON) scripts/bench.py
@@ -101,7 +106,7 @@ balance: setup ## train what lab 2.4.4 compares its short runs with: data/refere
 
 reference: SCALE = full
 reference: setup ## measure speed and memory here, at scale full on a GPU: data/reference/<machine>.json (SCALE=tiny, PART=context, MINUTES=9)
-	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) data/reference/speed.py --scale "$(SCALE)" $(if $(PART),--part "$(PART)") $(if $(MINUTES),--minutes "$(MINUTES)")
+	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) data/reference/speed.py --scale=$(call quote,$(SCALE)) $(if $(PART),--part=$(call quote,$(PART))) $(if $(MINUTES),--minutes=$(call quote,$(MINUTES)))
 
 tables: setup ## write the computed tables of data/README.md
 	@$(VENV_PYTHON) scripts/tables.py

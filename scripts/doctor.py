@@ -101,7 +101,8 @@ def memory_lines(found: dict, device: dict) -> list[str]:
 def lab_lines(rows: list[dict]) -> list[str]:
     lines = [f"{'Lab':<7}{'scale':<7}{'runs here':<11}{'memory':<10}{'time':<28}models"]
     for row in rows:
-        size = human(row.get("peak_bytes") or row["memory_bytes"])
+        needed = row.get("peak_bytes") or row["memory_bytes"]
+        size = human(needed) if needed else ""
         runs = "yes" if row["runs"] else "no"
         head = f"{row['lab']:<7}{row['scale']:<7}{runs:<11}{size:<10}{row['minutes']:<28}"
         lines.append((head + (", ".join(row["models"]) or "none")).rstrip())
@@ -113,7 +114,9 @@ def lab_lines(rows: list[dict]) -> list[str]:
 
 def full_line(rows: list[dict]) -> str:
     """For which machine time and memory at scale full are computed, and from what."""
-    (machine,) = {row["forecast_for"] for row in rows if row["scale"] == "full"}
+    machine = next((row["forecast_for"] for row in rows if "forecast_for" in row), None)
+    if machine is None:
+        return "scale full: nothing is computed, since no lab can be read"
     if machine == "this machine":
         return "scale full: time and peak memory as computed for this machine, from three rates measured on it"
     return f"scale full: time and peak memory as computed for a {machine}, since no GPU answers here; not measured"

@@ -9,6 +9,13 @@ extra=${1:-}
 python=.venv/bin/python
 torch=$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 torch_index=${TORCH_INDEX_URL:-}
+# The Pythons that pyproject.toml takes: "11 12 13 14" of requires-python = ">=3.11,<3.15", and the words for it.
+minors=$(sed -n 's/^requires-python = ">=3\.\([0-9]*\),<3\.\([0-9]*\)"$/\1 \2/p' pyproject.toml |
+    awk '{ for (i = $1; i < $2; i++) printf "%s%d", (i > $1 ? " " : ""), i }')
+pythons=$(echo "$minors" | awk '{ for (i = 1; i <= NF; i++) printf "%s3.%s", (i == 1 ? "" : i < NF ? ", " : " or "), $i }')
+
+# What another program set for its own Python: the course's packages are its own alone.
+unset PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONPLATLIBDIR PYTHONOPTIMIZE PYTHONINSPECT PYTHONUSERBASE
 
 stop() {
     printf '\nSet-up stopped: %s\n' "$*" >&2
@@ -30,26 +37,35 @@ ready() {
 
 # --- What has to be there first ---------------------------------------------------------------------------------------
 
+# With what is unusual about it: no wheels are published for PyPy, for 32 bits or without the GIL.
 version_of() {
-    "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
+    "$1" -c '
+import sys, sysconfig
+kind = "" if sys.implementation.name == "cpython" else " of " + sys.implementation.name
+kind += "" if sys.maxsize > 2**32 else " of 32 bits"
+kind += " without the GIL" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
+print("%d.%d" % sys.version_info[:2] + kind)' 2>/dev/null
+}
+
+taken() {
+    for minor in $minors; do [ "$1" != "3.$minor" ] || return 0; done
+    return 1
 }
 
 # Sets base_python and version. A name is not enough: pyenv leaves commands on the PATH that only print an error.
 choose_python() {
     if [ -n "${PYTHON:-}" ]; then
-        version=$(version_of "$PYTHON") || stop "PYTHON=$PYTHON does not start; name a Python 3.11 or 3.12, for example PYTHON=/usr/bin/python3.12."
-        case $version in
-        3.1[1-9]) base_python=$PYTHON ;;
-        *) stop "PYTHON=$PYTHON is Python $version, and the course needs 3.11 or 3.12; name one of those." ;;
-        esac
+        version=$(version_of "$PYTHON") || stop "PYTHON=$PYTHON does not start; name a Python $pythons, for example PYTHON=/usr/bin/python3.12."
+        taken "$version" || stop "PYTHON=$PYTHON is Python $version, and the course needs $pythons; name one of those."
+        base_python=$PYTHON
     else
         found=""
-        for base_python in python3 python3.12 python3.11 ""; do
+        for base_python in python3 $(for minor in $minors; do echo "python3.$minor"; done) ""; do
             version=$(version_of "$base_python") || continue
-            case $version in 3.11 | 3.12) break ;; esac
+            ! taken "$version" || break
             found=" ($base_python is Python $version)"
         done
-        [ -n "$base_python" ] || stop "no Python 3.11 or 3.12 was found$found. Install one (Debian, Ubuntu: sudo apt install python3.11-venv; macOS: brew install python@3.12), or name one: make lab PYTHON=/path/to/python3.12"
+        [ -n "$base_python" ] || stop "no Python $pythons was found$found. Install one (Debian, Ubuntu: sudo apt install python3.11-venv; macOS: brew install python@3.12), or name one: make lab PYTHON=/path/to/python3.12"
     fi
     # An active .venv gives its own python, which must survive the removal of that folder.
     base_python=$("$base_python" -c 'import sys; print(getattr(sys, "_base_executable", None) or sys.executable)')
@@ -66,6 +82,41 @@ check_disk() {
     case $free in "" | *[!0-9]*) return ;; esac
     free=$((free * 1024 / 1000000000))
     [ "$free" -ge "$need" ] || stop "the course needs $need GB of disk$hint, and $(pwd) has $free GB free; make room or clone it to another disk."
+}
+
+# pip takes the place for packages from its settings too. Empty values in .venv/pip.conf, which pip reads after the
+# user's, take them back; addresses, proxies and certificates stay. A file that PIP_CONFIG_FILE names would be read
+# later still: .venv/pip.conf then holds the rest of it, and takes its place.
+own_place() {
+    names="prefix target root user dry-run no-deps python platform abi implementation python-version constraint"
+    names="$names requirement ignore-installed no-build-isolation require-hashes"
+    for name in $names; do unset "PIP_$(echo "$name" | tr a-z- A-Z_)"; done
+    export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
+    [ "${PIP_CONFIG_FILE:-}" != /dev/null ] || return 0 # no settings at all
+    $python -c '
+import configparser, os, sys
+settings = configparser.RawConfigParser()
+settings.read(os.environ.get("PIP_CONFIG_FILE") or [], encoding="utf-8")
+for section in {"global", "install", "download", *settings.sections()}:
+    if not settings.has_section(section):
+        settings.add_section(section)
+    for name in list(settings[section]):
+        if name.lower().replace("_", "-") in sys.argv[2:]:
+            settings.remove_option(section, name)
+    for name in sys.argv[2:]:
+        settings.set(section, name, "")
+with open(sys.argv[1], "w", encoding="utf-8") as file:
+    settings.write(file)' .venv/pip.conf $names || stop "PIP_CONFIG_FILE=${PIP_CONFIG_FILE:-} cannot be read (the message stands above); put it right, or unset it."
+    if [ -n "${PIP_CONFIG_FILE:-}" ]; then
+        PIP_CONFIG_FILE=$(pwd)/.venv/pip.conf
+        export PIP_CONFIG_FILE
+    fi
+}
+
+# Whether torch starts, and is the one in .venv.
+check_torch() {
+    said=$($python -c 'import sys, torch; assert torch.__file__.startswith(sys.prefix), torch.__file__' 2>&1) ||
+        stop "torch is installed and cannot be imported from .venv ($(echo "$said" | tail -n 1)); delete the folder .venv, then run the same command again (a cuDNN on LD_LIBRARY_PATH can be the reason: unset LD_LIBRARY_PATH)."
 }
 
 # One small download with short timeouts tells in seconds what pip's own retries take minutes to say.
@@ -107,7 +158,8 @@ fi
 # pip unpacks gigabytes: not into a /tmp that may be small, and not for the user's account.
 mkdir -p .venv/tmp
 TMPDIR=$(pwd)/.venv/tmp
-export TMPDIR PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
+export TMPDIR
+own_place
 check_network
 echo $$ >.venv/unfinished
 rm -f .venv/ready .venv/readytest
@@ -121,6 +173,7 @@ else
     install "$torch"
 fi
 install -e ".${extra:+[$extra]}"
+check_torch
 
 rm -rf .venv/tmp .venv/probe.log
 fingerprint >.venv/ready

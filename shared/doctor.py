@@ -18,6 +18,7 @@ import torch
 
 from shared import cache, forecast, guard, hub, kernels, memory, models, notebooks, plans, results
 from shared.catalogue import SOURCES
+from shared.errors import BadInput
 from shared.memory import human
 
 # ---- the machine ------------------------------------------------------------------------------------------------
@@ -237,10 +238,20 @@ def full(lab: str, device: dict) -> dict:
     return row | {"runs": True}
 
 
+def rows(lab: str, device: dict) -> list[dict]:
+    """Both scales of a lab; a notebook that cannot be read runs at neither."""
+    try:
+        return [tiny(lab), full(lab, device)]
+    except BadInput as problem:
+        damaged = {"models": [], "memory_bytes": None, "minutes": "", "runs": False, "why": str(problem)}
+        damaged["change"] = notebooks.remedy(notebooks.path_of(lab))
+        return [{"lab": lab, "scale": scale} | damaged for scale in notebooks.SCALES]
+
+
 def facts() -> dict:
     """Everything that the page says."""
     device = gpu()
-    labs = [row for lab in notebooks.labs() for row in (tiny(lab), full(lab, device))]
+    labs = [row for lab in notebooks.labs() for row in rows(lab, device)]
     return {
         "machine": machine(),
         "gpu": device,

@@ -31,6 +31,12 @@ def export(lab: str, scale: str = "tiny") -> Path:
     notebook = notebooks.solve(lab)
     if lab not in LAST:
         raise ValueError(f"NODES is for a lab that trains in several processes: {', '.join(LAST)}, not {lab}.")
+    if LAST[lab] not in {cell.id for cell in notebook.cells}:
+        path = notebooks.path_of(lab)
+        raise ValueError(
+            f"{path.name} has no cell `{LAST[lab]}`, where the training ends: keep your file under another name, then "
+            f"take the course's own again: {notebooks.remedy(path)}"
+        )
     parts = ["from shared import launch\n\nlaunch.worker()"]
     for cell in notebook.cells:
         if cell.cell_type == "code":

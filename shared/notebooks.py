@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -28,12 +29,21 @@ from pathlib import Path
 from types import ModuleType
 
 from shared import files
-from shared.errors import CourseError
+from shared.errors import BadInput, CourseError
 
 ROOT = Path(__file__).resolve().parents[1]
 LABS = ROOT / "labs"
 BUILD = Path(os.environ.get("COURSE_BUILD") or ROOT / "build")  # another place, so that two runs do not meet
 SCALES = ("tiny", "full")
+# The labs of the course. Another notebook beside them (a copy, a solved one, a draft) is the student's.
+FILES = (
+    "lab-2.4.1-mamba-inference.ipynb",
+    "lab-2.4.2-mamba-architecture.ipynb",
+    "lab-2.4.3-moe-exploration.ipynb",
+    "lab-2.4.4-moe-router.ipynb",
+    "lab-2.4.5-architecture-comparison.ipynb",
+    "lab-2.4.6-mamba-finetuning.ipynb",
+)
 
 
 @dataclass(frozen=True)
@@ -56,9 +66,10 @@ class Run:
 # ---- source -----------------------------------------------------------------------------------------------------
 
 
-def labs() -> dict[str, Path]:
-    """The labs that exist: number -> notebook, in order."""
-    return {p.name.split("-")[1]: p for p in sorted(LABS.glob("lab-*.ipynb"))}
+def labs(folder: Path | None = None) -> dict[str, Path]:
+    """The labs of the course that exist in a folder (default: labs/): number -> notebook, in order."""
+    paths = {name.split("-")[1]: (folder or LABS) / name for name in FILES}
+    return {lab: path for lab, path in paths.items() if path.is_file()}
 
 
 def path_of(lab: str) -> Path:
@@ -67,6 +78,11 @@ def path_of(lab: str) -> Path:
     if lab not in known:
         raise ValueError(f"There is no lab {lab!r}; the labs are {', '.join(known)}.")
     return known[lab]
+
+
+def remedy(path: Path) -> str:
+    """The command that brings the course's own file back."""
+    return f"git restore {os.path.relpath(path, ROOT)}"
 
 
 def solutions_path(lab: str) -> Path:
@@ -92,10 +108,80 @@ def solution(lab: str) -> ModuleType:
 
 
 def read(lab: str):
-    """The student notebook of a lab as a NotebookNode."""
+    """The student notebook of a lab as a NotebookNode, with the ids and tags by which the course finds its cells.
+
+    Raises BadInput, which names the file and a remedy, where the file is not a notebook.
+    """
+    path = path_of(lab)
+    notebook = _load(path)
+    _identify(notebook, lab)
+    return notebook
+
+
+def _load(path: Path):
+    """A notebook from its file, in nbformat 4, ids as they are. BadInput where it cannot be read."""
     import nbformat
 
-    return nbformat.read(path_of(lab), as_version=4)
+    def damaged(what: str) -> BadInput:
+        return BadInput(
+            f"{os.path.relpath(path, ROOT)} {what}: keep it under another name, then take the course's own file "
+            f"again, from the ZIP or with {remedy(path)}"
+        )
+
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as problem:
+        raise damaged(f"cannot be read ({problem.strerror})") from None
+    except UnicodeDecodeError:
+        raise damaged("is not UTF-8 text (an editor saved it in another encoding)") from None
+    if not text.strip():
+        raise damaged("is empty")
+    try:
+        notebook = nbformat.convert(nbformat.reader.reads(text), 4)
+    except nbformat.reader.NotJSONError:
+        conflict = re.search("^(<{7}|>{7}) ", text, re.MULTILINE)
+        raise damaged("holds a merge conflict" if conflict else "is not JSON (it may be cut off)") from None
+    except Exception:  # whatever else nbformat meets in a JSON file that is no notebook
+        raise damaged("is not a notebook") from None
+    cells = notebook.get("cells")
+    if not isinstance(cells, list) or not all(_is_cell(cell) for cell in cells):
+        raise damaged("is not a notebook")
+    return notebook
+
+
+def _is_cell(cell) -> bool:
+    kinds = {"cell_type": str, "source": str, "metadata": dict}
+    return isinstance(cell, dict) and all(isinstance(cell.get(name), kind) for name, kind in kinds.items())
+
+
+def _identify(notebook, lab: str) -> None:
+    """Give cells their ids and tags back that a program left out when it saved them (Colab), by the names in them."""
+    for cell in notebook.cells:
+        cell.setdefault("id", cell.metadata.get("id"))  # where Colab puts it
+    marks = {"parameters": ("parameters", r"SCALE *="), "settings": (None, r"SETTINGS *=")}
+    for exercise in answers(lab) if solutions_path(lab).exists() else ():
+        name = _name(exercise)
+        marks[exercise] = ("exercise", rf"(?:def|class) {name}\b")
+        marks[exercise.replace("ex-", "check-", 1)] = ("check", rf"{name} *= *check\.{name}\(")
+    for cell_id, (tag, pattern) in marks.items():
+        same = [cell for cell in notebook.cells if cell.id == cell_id]
+        code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.id not in marks]
+        same += [cell for cell in code if re.search(f"^{pattern}", cell.source, re.MULTILINE)]
+        if same:
+            same[0].id = cell_id
+            if tag and tag not in same[0].metadata.get("tags", []):
+                same[0].metadata.tags = [*same[0].metadata.get("tags", []), tag]
+    taken = set()
+    for cell in notebook.cells:
+        if not isinstance(cell.id, str) or cell.id in taken:
+            cell.id = uuid.uuid4().hex[:8]
+        taken.add(cell.id)
+    notebook.nbformat_minor = max(5, notebook.nbformat_minor)  # the first version with ids
+
+
+def _name(exercise: str) -> str:
+    """What an exercise defines: `kv_cache_bytes` in ex-kv-cache-bytes."""
+    return exercise.removeprefix("ex-").replace("-", "_")
 
 
 def tagged(notebook, tag: str) -> list:
@@ -105,14 +191,26 @@ def tagged(notebook, tag: str) -> list:
 def solve(lab: str):
     """The notebook of a lab with each answer in the place of its stub, as a NotebookNode.
 
-    Raises ValueError when exercises and answers do not match one to one.
+    A student's copy of an exercise's cell gets the answer too. Raises ValueError when exercises and answers do not
+    match otherwise.
     """
     notebook, known = read(lab), answers(lab)
-    stubs = {cell.id: cell for cell in tagged(notebook, "exercise")}
-    if odd := set(stubs) ^ set(known):
-        raise ValueError(f"Lab {lab}: exercises and answers do not match: {', '.join(sorted(odd))}.")
-    for cell_id, cell in stubs.items():
-        cell.source = known[cell_id]
+    by_name = {_name(exercise): exercise for exercise in known}
+    found, odd = set(), set()
+    for cell in tagged(notebook, "exercise"):
+        defined = re.findall(r"^(?:def|class) (\w+)", cell.source, re.MULTILINE)
+        exercise = cell.id if cell.id in known else next((by_name[name] for name in defined if name in by_name), None)
+        if exercise:
+            cell.source = known[exercise]
+            found.add(exercise)
+        else:
+            odd.add(cell.id)
+    odd |= set(known) - found
+    if odd:
+        raise ValueError(
+            f"Lab {lab}: exercises and answers do not match: {', '.join(sorted(odd))} (keep your file under another "
+            f"name, then take the course's own again: {remedy(path_of(lab))})."
+        )
     return notebook
 
 
@@ -252,7 +350,7 @@ def run(lab: str | None = None, scale: str = "tiny") -> list[Run]:
     _check_scale(scale)
     chosen = [lab] if lab else list(labs())
     for name in chosen:
-        path_of(name)
+        solve(name)  # a damaged notebook is said before anything runs
     runs = []
     for name in chosen:
         print(f"lab {name} at scale {scale} …", flush=True)

@@ -54,7 +54,8 @@ def wheels(tmp_path_factory) -> Path:
     requirements = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
     for requirement in requirements:
         version = re.search(r"[=>]=([\d.]+)", requirement).group(1)
-        write_wheel(folder, requirement_name(requirement), version, {})
+        name = requirement_name(requirement)
+        write_wheel(folder, name, version, {"torch/__init__.py": b""} if name == "torch" else {})
     write_wheel(folder, "packaging", "26.0", {})
     setuptools = importlib.metadata.distribution("setuptools")
     files = {
@@ -259,7 +260,7 @@ def test_torch_index_url_gives_torch_and_only_torch(ready_clone, tmp_path, monke
     version = next(r for r in PROJECT["dependencies"] if r.startswith("torch==")).removeprefix("torch==")
     index = tmp_path / "index" / "torch"
     index.mkdir(parents=True)
-    write_wheel(index, "torch", f"{version}+other", {})
+    write_wheel(index, "torch", f"{version}+other", {"torch/__init__.py": b""})
     (index / "index.html").write_text("".join(f'<a href="{wheel.name}">wheel</a>' for wheel in index.glob("*.whl")))
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "nowhere").as_uri())
@@ -307,6 +308,33 @@ def test_interrupted_setup_is_redone_and_a_running_one_is_left_alone(clone, offl
     assert "Making .venv" in again.stdout and "torch" in installed(clone)
 
 
+# --- A clone as git makes it ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["core.autocrlf=true", "core.autocrlf=input", "core.eol=crlf"])
+def test_a_clone_has_the_bytes_of_the_course_whatever_git_does_with_ends_of_lines(setting, tmp_path):
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("no clone of the course")
+    course, student = tmp_path / "course", tmp_path / "student"
+    chosen = [name for name in tracked.stdout.split("\0") if (ROOT / name).is_file() and not (ROOT / name).is_symlink()]
+    for name in chosen:
+        (course / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, course / name)
+    git(course.parent, "init", "--quiet", "--initial-branch=main", str(course))
+    git(course, "add", "--all", "--force")
+    git(course, "commit", "--quiet", "--message=The course")
+    git(tmp_path, "clone", "--quiet", f"--config={setting}", str(course), str(student))
+    for name in chosen:
+        assert (student / name).read_bytes() == (ROOT / name).read_bytes(), name
+    for script in (student / "scripts").glob("*.sh"):
+        assert subprocess.run(["sh", "-n", script], capture_output=True).returncode == 0, script
+    assert b"Commands:" in subprocess.run(["make"], cwd=student, capture_output=True).stdout
+    (student / "labs" / "my-notes.txt").write_bytes(b"a line\r\n")
+    git(student, "add", "--all")
+    assert git(student, "status", "--porcelain") == "A  labs/my-notes.txt\n"
+
+
 # --- A machine that lacks something -----------------------------------------------------------------------------------
 
 
@@ -314,7 +342,7 @@ def test_too_old_python_is_named_and_refused(clone, tmp_path, monkeypatch):
     tools = only_these_tools(tmp_path / "bin", monkeypatch)
     executable(tools / "python3", "echo 3.9")
     sentence = stop_sentence(make(clone, "lab"))
-    assert "python3 is Python 3.9" in sentence and "3.11 or 3.12" in sentence and "PYTHON=" in sentence
+    assert "python3 is Python 3.9" in sentence and "3.11, 3.12, 3.13 or 3.14" in sentence and "PYTHON=" in sentence
     assert not (clone / ".venv").exists()
 
 
@@ -323,10 +351,62 @@ def test_named_python_that_is_too_old_is_refused(clone, tmp_path):
     assert "is Python 3.9" in stop_sentence(make(clone, "setup", f"PYTHON={old}"))
 
 
+def taken_pythons() -> list[str]:
+    """3.11, ...: what the line requires-python of pyproject.toml takes, of what may exist."""
+    from packaging.specifiers import SpecifierSet
+
+    taken = SpecifierSet(PROJECT["requires-python"])
+    return [f"3.{minor}" for minor in range(40) if taken.contains(f"3.{minor}.0")]
+
+
+@pytest.mark.parametrize("version", ["3.10", *taken_pythons(), "3.15", "4.0"])
+def test_the_pythons_of_pyproject_are_taken_and_no_other(version, clone, tmp_path, monkeypatch):
+    """A Python that is taken gets as far as its venv module, which the played one lacks."""
+    tools = only_these_tools(tmp_path / "bin", monkeypatch)
+    number = f'case "$2" in *version_info*) echo {version} ;; *_base_executable*) echo "$0" ;; *) exit 1 ;; esac'
+    executable(tools / f"python{version}", number)
+    executable(tools / "python3", "echo 3.9")
+    sentences = [
+        stop_sentence(make(clone, "setup", f"PYTHON={tools}/python{version}")),
+        stop_sentence(make(clone, "setup")),
+    ]
+    if version in taken_pythons():
+        assert all(f"sudo apt install python{version}-venv" in sentence for sentence in sentences)
+    else:
+        assert f"is Python {version}, and the course needs" in sentences[0] and "no Python" in sentences[1]
+        assert all(taken in sentence for sentence in sentences for taken in taken_pythons())
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize("kind", ["3.13 of pypy", "3.12 of 32 bits", "3.14 without the GIL"])
+def test_a_python_for_which_there_are_no_wheels_is_named_and_refused(kind, clone, tmp_path):
+    odd = executable(tmp_path / "odd", f"echo '{kind}'")
+    assert f"is Python {kind}, and the course needs" in stop_sentence(make(clone, "setup", f"PYTHON={odd}"))
+
+
+def test_readme_names_the_pythons_that_are_taken():
+    text = (ROOT / "README.md").read_text()
+    named = f"{', '.join(taken_pythons()[:-1])} or {taken_pythons()[-1]}"
+    assert f"Python {named}, on Linux" in text and f"no Python {named} was found" in text
+
+
+OTHERS = [number for number in taken_pythons() if number != "{}.{}".format(*sys.version_info)]
+OTHERS = [Path(found) for number in OTHERS for found in [shutil.which(f"python{number}")] if found]
+
+
+@pytest.mark.parametrize("python", OTHERS, ids=lambda path: path.name)
+def test_setup_with_every_python_of_this_machine_that_is_taken(python, clone, offline):
+    probe = subprocess.run([python, "-c", "import ensurepip, venv"], capture_output=True)
+    if probe.returncode:
+        pytest.skip(f"{python} does not start, or comes without venv")
+    result = make(clone, "setup", f"PYTHON={python}")
+    assert result.returncode == 0 and "Set-up finished" in result.stdout, result.stdout + result.stderr
+
+
 def test_missing_python_says_what_to_install(clone, tmp_path, monkeypatch):
     only_these_tools(tmp_path / "bin", monkeypatch)
     sentence = stop_sentence(make(clone, "run"))
-    assert "no Python 3.11 or 3.12 was found" in sentence and "apt install" in sentence
+    assert "no Python 3.11, 3.12, 3.13 or 3.14 was found" in sentence and "apt install" in sentence
 
 
 def test_command_that_only_prints_an_error_is_no_python(clone, offline, tmp_path, monkeypatch):
@@ -343,8 +423,8 @@ def test_python_without_venv_names_the_package(clone, tmp_path, monkeypatch):
     blocker = tmp_path / "blocker"
     blocker.mkdir()
     (blocker / "ensurepip.py").write_text("raise ModuleNotFoundError('No module named ensurepip')")
-    monkeypatch.setenv("PYTHONPATH", str(blocker))
-    sentence = stop_sentence(make(clone, "setup", f"PYTHON={BASE_PYTHON}"))
+    debian = executable(tmp_path / "python3", f'PYTHONPATH="{blocker}" exec "{BASE_PYTHON}" "$@"')
+    sentence = stop_sentence(make(clone, "setup", f"PYTHON={debian}"))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert f"sudo apt install python{version}-venv" in sentence
     assert not (clone / ".venv").exists()
@@ -377,6 +457,75 @@ def test_no_network_is_said_in_seconds_and_leaves_nothing_half_done(clone, wheel
     only_pip_settings(monkeypatch, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels))
     assert make(clone, "setup").returncode == 0
     assert {requirement_name(requirement) for requirement in PROJECT["dependencies"]} <= installed(clone)
+
+
+# --- What other programs set ------------------------------------------------------------------------------------------
+
+
+def torch_is_in(clone: Path) -> bool:
+    code = "import sys, torch; print(torch.__file__.startswith(sys.prefix))"
+    python = clone / ".venv/bin/python"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True).stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        ("home", ["prefix"]),
+        ("PIP_CONFIG_FILE", ["target", "no_deps"]),
+        ("variables", ["target", "dry-run"]),
+    ],
+)
+def test_pip_settings_of_another_place_do_not_reach_the_course(clone, wheels, tmp_path, monkeypatch, where, names):
+    """Addresses do: here the folder of wheels stands in the same settings."""
+    values = {name: "yes" if name in ("no_deps", "dry-run") else str(tmp_path / "elsewhere") for name in names}
+    only_pip_settings(monkeypatch, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels))
+    monkeypatch.delenv("PIP_CONFIG_FILE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if where == "variables":
+        for name, value in values.items():
+            monkeypatch.setenv(f"PIP_{name.upper().replace('-', '_')}", value)
+    else:
+        settings = tmp_path / ("home/.config/pip/pip.conf" if where == "home" else "pip.ini")
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f"{name} = {value}" for name, value in values.items()]
+        settings.write_text("\n".join(["[install]", *lines, "[global]", f"find-links = {wheels}", *lines, ""]))
+        monkeypatch.delenv("PIP_FIND_LINKS")
+        if where != "home":
+            monkeypatch.setenv("PIP_CONFIG_FILE", str(settings))
+    result = make(clone, "setup", f"PYTHON={BASE_PYTHON}")
+    assert result.returncode == 0 and "Set-up finished" in result.stdout, result.stdout + result.stderr
+    assert torch_is_in(clone) and not (tmp_path / "elsewhere").exists()
+
+
+def test_packages_of_another_program_do_not_reach_the_course(clone, offline, tmp_path, monkeypatch):
+    """ROS and others put their packages on PYTHONPATH; PYTHONHOME is another Python's."""
+    (tmp_path / "ros").mkdir()
+    for name in ("torch", "venv", "ensurepip", "configparser", "pip"):
+        (tmp_path / "ros" / f"{name}.py").write_text("raise SystemExit('of another program')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "ros"))
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path / "ros"))
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    result = make(clone, "setup", f"PYTHON={BASE_PYTHON}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    names = ("PYTHONPATH", "PYTHONHOME", "PYTHONOPTIMIZE")
+    program = (
+        f"import os, sys, torch\nprint([n for n in {names} if n in os.environ], torch.__file__[: len(sys.prefix)])"
+    )
+    (clone / "scripts" / "doctor.py").write_text(program)
+    assert make(clone, "doctor").stdout == f"[] {clone}/.venv\n"
+
+
+def test_set_up_ends_only_when_torch_can_be_imported(clone, offline, wheels, tmp_path, monkeypatch):
+    version = next(r for r in PROJECT["dependencies"] if r.startswith("torch==")).removeprefix("torch==")
+    broken = tmp_path / "broken"
+    shutil.copytree(wheels, broken)
+    write_wheel(broken, "torch", version, {"torch/__init__.py": b"raise ImportError('libcudnn is of another kind')"})
+    monkeypatch.setenv("PIP_FIND_LINKS", str(broken))
+    result = make(clone, "setup", f"PYTHON={BASE_PYTHON}")
+    assert "torch is installed and cannot be imported" in stop_sentence(result)
+    assert "libcudnn is of another kind" in result.stderr and "Set-up finished" not in result.stdout
+    assert not (clone / ".venv" / "ready").exists()
 
 
 # --- An update --------------------------------------------------------------------------------------------------------
@@ -448,6 +597,152 @@ def test_update_without_its_remote_says_so(course_and_student):
     course.rename(course.with_name("away"))
     result = update(student)
     assert result.returncode != 0 and "git reaches no remote" in result.stderr
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file of a clone outside .git, with the commit that is checked out."""
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if ".git" not in path.parts}
+    content = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+    return content | {"HEAD": git(folder, "rev-parse", "HEAD").encode()}
+
+
+def refused(student: Path) -> str:
+    """The one sentence of an update that changed nothing."""
+    before = snapshot(student)
+    result = update(student)
+    assert result.returncode == 1 and result.stdout == ""
+    assert snapshot(student) == before
+    *_, last = result.stderr.splitlines()
+    assert result.stderr.count("Update stopped") == 1
+    return last.removeprefix("Update stopped, nothing was changed: ")
+
+
+def edition(course: Path, changes: dict[str, str | None]) -> None:
+    """A commit of the course with these files, None for one that goes."""
+    for name, text in changes.items():
+        (course / name).parent.mkdir(parents=True, exist_ok=True)
+        if text is None:
+            (course / name).unlink()
+        else:
+            (course / name).write_text(text)
+    git(course, "add", "--all", "--force")
+    git(course, "commit", "--quiet", "--message=Next edition")
+
+
+@pytest.mark.parametrize(
+    ("comes", "mine"),
+    [
+        ("extra.txt", "extra.txt"),
+        ("labs/lab-3.ipynb", "labs/lab-3.ipynb"),
+        ("with a space é.txt", "with a space é.txt"),
+        ("folder/new.txt", "folder"),
+        ("file", "file/of/mine.txt"),
+        ("build/table.txt", "build/table.txt"),
+    ],
+)
+def test_update_that_brings_a_file_where_the_student_has_one_changes_nothing(course_and_student, comes, mine):
+    course, student = course_and_student
+    edition(course, {comes: "the course's\n"})
+    (student / ".git/info/exclude").write_text("/build/\n")
+    (student / "labs" / "lab-1.ipynb").write_text("my answers\n")
+    (student / mine).parent.mkdir(parents=True, exist_ok=True)
+    (student / mine).write_text("mine\n")
+    sentence = refused(student)
+    assert (
+        sentence
+        == f"{mine.split('/of/')[0]} is yours, and the update brings a file of that name; rename yours, then try again."
+    )
+
+
+def test_update_undoes_its_moves_where_git_refuses_after_them(course_and_student):
+    _, student = course_and_student
+    (student / "labs" / "lab-1.ipynb").write_text("my answers\n")
+    executable(student.parent / "bin" / "git", f'[ "$1" != merge ] || exit 1\nexec {shutil.which("git")} "$@"')
+    before = snapshot(student)
+    path = f"{student.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        ["sh", "scripts/update.sh"], cwd=student, capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+    assert result.returncode == 1 and "git could not do it" in result.stderr
+    assert snapshot(student) == before
+
+
+def test_update_keeps_the_student_s_version_of_a_lab_that_was_renamed(course_and_student):
+    course, student = course_and_student
+    edition(course, {"labs/lab-2.ipynb": None, "labs/lab-2-new-name.ipynb": "first edition\n"})
+    (student / "labs" / "lab-2.ipynb").write_text("my answers to lab 2\n")
+    result = update(student)
+    assert result.returncode == 0, result.stderr
+    (mine,) = (student / "labs").glob("my-lab-2-*.ipynb")
+    assert (
+        mine.read_text() == "my answers to lab 2\n" and f"labs/lab-2.ipynb is kept as labs/{mine.name}" in result.stdout
+    )
+    assert not (student / "labs" / "lab-2.ipynb").exists()
+    assert (student / "labs" / "lab-2-new-name.ipynb").exists()
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_update_brings_a_lab_back_that_the_student_renamed(course_and_student, staged):
+    _, student = course_and_student
+    (student / "labs" / "lab-1.ipynb").rename(student / "labs" / "lab 1, mine.ipynb")
+    if staged:
+        git(student, "add", "--all")
+    result = update(student)
+    assert result.returncode == 0, result.stderr
+    assert (student / "labs" / "lab-1.ipynb").read_text() == "second edition\n"
+    assert (student / "labs" / "lab 1, mine.ipynb").read_text() == "first edition\n"
+    assert not list((student / "labs").glob("my-*"))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_update_of_a_folder_from_a_zip_says_so_also_inside_another_repository(course_and_student, inside):
+    course, student = course_and_student
+    folder = student / "unpacked" if inside else student.parent / "unpacked"
+    shutil.copytree(course, folder, ignore=shutil.ignore_patterns(".git"))
+    before = snapshot(student)
+    result = update(folder)
+    assert result.returncode == 1 and result.stdout == "" and result.stderr.strip().count("\n") == 0
+    assert "nothing was changed: this folder is not a clone" in result.stderr
+    assert snapshot(student) == before
+
+
+def test_update_of_another_user_s_clone_says_whose_it_is_and_how_to_trust_it(course_and_student, monkeypatch):
+    _, student = course_and_student
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    result = update(student)
+    assert result.returncode == 1 and result.stderr.strip().count("\n") == 0
+    assert "belongs to another user" in result.stderr
+    assert f"git config --global --add safe.directory '{student.resolve()}'" in result.stderr
+
+
+def test_update_without_git_says_so(course_and_student, tmp_path, monkeypatch):
+    _, student = course_and_student
+    only_these_tools(tmp_path / "bin", monkeypatch)
+    assert "git is not installed" in update(student).stderr
+
+
+def test_update_knows_a_repository_without_remote_a_detached_head_and_an_unfinished_merge(course_and_student):
+    course, student = course_and_student
+    git(student, "checkout", "--quiet", "--detach")
+    assert refused(student).startswith("no branch is checked out")
+    git(student, "checkout", "--quiet", "main")
+    git(student, "checkout", "--quiet", "-b", "mine")
+    assert refused(student).startswith("this branch follows no remote branch")
+    git(student, "checkout", "--quiet", "main")
+    (student / "notes.txt").write_text("mine\n")
+    git(student, "commit", "--quiet", "--all", "--message=Mine")
+    with pytest.raises(subprocess.CalledProcessError):
+        git(student, "pull", "--no-rebase")
+    assert refused(student).startswith("a merge was begun here and not ended")
+    assert refused(course).startswith("this repository has no remote")
+
+
+def test_update_ignores_the_variables_of_another_repository(course_and_student, monkeypatch):
+    course, student = course_and_student
+    monkeypatch.setenv("GIT_DIR", str(course / ".git"))
+    result = update(student)
+    monkeypatch.delenv("GIT_DIR")
+    assert result.returncode == 0 and (student / "notes.txt").read_text() == "second edition\n"
 
 
 # --- conda ------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +16,8 @@ import psutil
 import pytest
 from rehearsal import models as stand_ins
 
-from shared import notebooks
+from shared import doctor, launch, notebooks
+from shared.errors import BadInput
 
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
 
@@ -151,6 +154,227 @@ def test_an_unknown_scale_stops_the_lab_with_one_sentence(tmp_path, monkeypatch)
     (trace,) = [o.traceback for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"]
     frames = re.findall(r"^(?:File|Cell In)", re.sub(r"\x1b\[[\d;]*m", "", "\n".join(trace)), flags=re.MULTILINE)
     assert len(frames) <= 1
+
+
+# ---- make lab ---------------------------------------------------------------------------------------------------
+
+
+def start(*arguments: str) -> subprocess.CompletedProcess:
+    """scripts/lab.py with values that stop it before JupyterLab starts."""
+    command = [sys.executable, "scripts/lab.py", "labs", *arguments]
+    return subprocess.run(command, cwd=notebooks.ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("port", ["99999", "65536", "0", "-1", "http", "", "8888.0", "8888 8889", "٨٨٨٨", "--help"])
+def test_a_port_that_is_none_is_one_sentence(port):
+    done = start(f"--port={port}")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == f"PORT={port} is no port; choose a number from 1 to 65535: make lab PORT=8889\n"
+
+
+def test_a_port_that_is_taken_is_one_sentence_with_a_port_that_is_free():
+    with socket.socket() as other, socket.socket() as free:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = start(f"--port={port}")
+        assert done.returncode == 1 and done.stderr.startswith(f"Port {port} is taken") and done.stderr.count("\n") == 1
+        free.bind(("127.0.0.1", int(re.search(r"make lab PORT=(\d+)", done.stderr)[1])))
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("--browser=maybe", "BROWSER=maybe is unknown; it is yes or no."),
+        ("--lab=2.4", "There is no lab 2.4 in labs; a bare `make lab` opens the first one."),
+        ("--lab=*", "There is no lab * in labs; a bare `make lab` opens the first one."),
+    ],
+)
+def test_another_bad_value_of_make_lab_is_one_sentence(argument, sentence):
+    assert start(argument).stderr == f"{sentence}\n"
+
+
+def test_a_folder_that_is_none_is_one_sentence(tmp_path):
+    command = [sys.executable, "scripts/lab.py", str(tmp_path / "none")]
+    done = subprocess.run(command, cwd=notebooks.ROOT, capture_output=True, text=True)
+    assert done.stderr == f"NOTEBOOK_DIR={tmp_path / 'none'} is no folder; a bare `make lab` opens labs/.\n"
+
+
+# ---- what lies beside a lab -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labs(tmp_path, monkeypatch) -> Path:
+    """A student's labs/, which the course reads in the place of its own."""
+    folder = tmp_path / "labs"
+    shutil.copytree(notebooks.LABS, folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
+    monkeypatch.setattr(notebooks, "LABS", folder)
+    return folder
+
+
+COPIES = (
+    "{}-Copy1.ipynb",
+    "{}_solved.ipynb",
+    "{} (1).ipynb",
+    "{}.backup.ipynb",
+    "my-{}-20260101-120000.ipynb",
+    "Copy of {}.ipynb",
+    "lab-2.4.1.ipynb",
+    "lab-2.4.0-notes.ipynb",
+    "lab-notes.ipynb",
+    "lab-.ipynb",
+    "Untitled.ipynb",
+    "Untitled1.ipynb",
+    ".ipynb_checkpoints/{}-checkpoint.ipynb",
+    ".ipynb_checkpoints/{}.ipynb",
+)
+
+
+def test_the_labs_are_the_files_of_the_course_and_copies_are_the_student_s(labs):
+    import lab as page
+
+    before = notebooks.labs()
+    (labs / ".ipynb_checkpoints").mkdir()
+    for path in before.values():
+        for copy in COPIES:
+            (labs / copy.format(path.stem)).write_text("a copy\n")
+    assert notebooks.labs() == before and [path.name for path in before.values()] == list(notebooks.FILES)
+    for number, path in before.items():
+        assert page.first_page(labs, number) == f"/lab/tree/{path.name}"
+        assert notebooks.path_of(number) == path
+    assert page.first_page(labs, "") == f"/lab/tree/{notebooks.FILES[0]}"
+
+
+def test_a_folder_without_labs_of_the_course_opens_the_file_browser(tmp_path):
+    import lab as page
+
+    (tmp_path / "lab-of-mine.ipynb").write_text("{}")
+    assert page.first_page(tmp_path, "") == "/lab"
+
+
+def test_every_notebook_of_the_course_is_listed():
+    tracked = subprocess.run(["git", "ls-files", "labs"], cwd=notebooks.ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("no clone of the course")
+    assert [Path(line).name for line in tracked.stdout.split() if line.endswith(".ipynb")] == list(notebooks.FILES)
+
+
+# ---- a damaged notebook -----------------------------------------------------------------------------------------
+
+CONFLICT = '{{\n<<<<<<< HEAD\n "cells": [],\n=======\n "cells": [1],\n>>>>>>> theirs\n{}'
+DAMAGED = {
+    "nothing": (lambda whole: b"", "is empty"),
+    "white space": (lambda whole: b"\xef\xbb\xbf \n", "is empty"),
+    "a merge conflict": (lambda whole: CONFLICT.format(whole.decode()).encode(), "holds a merge conflict"),
+    "half of it": (lambda whole: whole[: len(whole) // 2], "is not JSON (it may be cut off)"),
+    "a web page": (lambda whole: b"<!DOCTYPE html><title>404</title>", "is not JSON (it may be cut off)"),
+    "a list": (lambda whole: b"[]", "is not a notebook"),
+    "a number": (lambda whole: b"3", "is not a notebook"),
+    "an object": (lambda whole: b'{"a": 1}', "is not a notebook"),
+    "no cells": (lambda whole: b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}', "is not a notebook"),
+    "odd cells": (
+        lambda whole: b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [1]}',
+        "is not a notebook",
+    ),
+    "a later format": (lambda whole: b'{"nbformat": 9, "nbformat_minor": 0, "cells": []}', "is not a notebook"),
+    "UTF-16": (lambda whole: whole.decode().encode("utf-16"), "is not UTF-8 text"),
+    "Latin-1": (lambda whole: "\u00e9".encode("latin-1") + whole, "is not UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_notebook_is_one_sentence_that_names_the_file_and_a_remedy(kind, labs, monkeypatch, capsys):
+    monkeypatch.setattr(notebooks, "ROOT", labs.parent)
+    path = labs / notebooks.FILES[0]
+    damage, what = DAMAGED[kind]
+    path.write_bytes(damage(path.read_bytes()))
+    for arguments in (["run"], ["render"], ["solve", "--lab=2.4.1", f"--out={labs / 'out.ipynb'}"]):
+        assert notebooks.main(arguments) == 1
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.count("\n") == 1
+        assert said.err.startswith(f"labs/{path.name} {what}")
+        assert f"git restore labs/{path.name}" in said.err
+    with pytest.raises(BadInput, match=re.escape(what)):
+        notebooks.read("2.4.1")
+
+
+def test_doctor_says_of_a_damaged_notebook_why_it_does_not_run_and_shows_the_others(labs):
+    import doctor as page
+
+    (labs / notebooks.FILES[0]).write_text("")
+    device = doctor.gpu()
+    rows = [row for lab in ("2.4.1", "2.4.2") for row in doctor.rows(lab, device)]
+    damaged, whole = rows[:2], rows[2:]
+    assert all(not row["runs"] and "is empty" in row["why"] and "git restore" in row["change"] for row in damaged)
+    assert all("is empty" not in row.get("why", "") for row in whole)
+    text = "\n".join(page.lab_lines(rows))
+    assert "is empty" in text and page.full_line(rows)
+    assert page.full_line(damaged)
+
+
+# ---- a notebook that another program saved ----------------------------------------------------------------------
+
+
+def as_saved_by(notebook: dict, program: str) -> dict:
+    """The notebook as programs write it that leave out ids or tags, or write others."""
+    for number, cell in enumerate(notebook["cells"]):
+        if program in ("Colab", "ids in the metadata"):
+            name = cell.pop("id")
+            cell["metadata"]["id"] = name if program == "ids in the metadata" else f"aB3{number}"
+        if program == "no ids":
+            del cell["id"]
+        if program == "other ids":
+            cell["id"] = f"other-{number}"
+        if program == "one id":
+            cell["id"] = "the-same"
+        if program in ("Colab", "no tags"):
+            cell["metadata"].pop("tags", None)
+    if program in ("Colab", "no ids", "ids in the metadata"):
+        notebook["nbformat_minor"] = 0 if program == "Colab" else 4
+    return notebook
+
+
+@pytest.mark.parametrize("program", ["Colab", "ids in the metadata", "no ids", "other ids", "one id", "no tags"])
+@EACH
+def test_a_lab_keeps_its_exercises_checks_and_settings_whatever_program_saved_it(lab, program, labs):
+    path = notebooks.path_of(lab)
+    marked = lambda notebook: {  # noqa: E731
+        cell.id: (cell.source, tag)
+        for tag in ("parameters", "exercise", "check")
+        for cell in notebooks.tagged(notebook, tag)
+    }
+    before = marked(notebooks.solve(lab))
+    path.write_text(json.dumps(as_saved_by(json.loads(path.read_text(encoding="utf-8")), program)))
+    solved = notebooks.solve(lab)
+    assert marked(solved) == before
+    notebooks.change_settings(solved, "tiny", {})
+    nbformat.validate(solved)
+    ids = [cell.id for cell in solved.cells]
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_copy_of_an_exercise_gets_the_answer_too(labs):
+    """JupyterLab copies the tag with the cell, and gives the copy an id of its own."""
+    path = notebooks.path_of("2.4.1")
+    notebook = nbformat.read(path, as_version=4)
+    stub = next(cell for cell in notebook.cells if cell.id == "ex-measure")
+    notebook.cells.append(nbformat.v4.new_code_cell(stub.source, metadata=stub.metadata))
+    nbformat.write(notebook, path)
+    solved = notebooks.solve("2.4.1")
+    assert solved.cells[-1].source == notebooks.answers("2.4.1")["ex-measure"]
+
+
+def test_a_deleted_exercise_and_a_deleted_end_name_the_cell_and_the_remedy(labs):
+    path = notebooks.path_of("2.4.6")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if cell.id != "results"]
+    nbformat.write(notebook, path)
+    with pytest.raises(ValueError, match=r"has no cell `results`.*git restore"):
+        launch.export("2.4.6")
+    notebook.cells = [cell for cell in notebook.cells if cell.id != "ex-adapt"]
+    nbformat.write(notebook, path)
+    with pytest.raises(ValueError, match=r"ex-adapt.*git restore"):
+        notebooks.solve("2.4.6")
 
 
 # ---- scale full without anything fetched ------------------------------------------------------------------------
