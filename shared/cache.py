@@ -9,7 +9,7 @@ import fnmatch
 import json
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from shared.catalogue import SOURCES, Source
 from shared.errors import BadInput, DamagedCheckpoint
@@ -70,9 +70,15 @@ def checkpoint_files(folder: Path) -> list[Path]:
     if not index.exists():
         return [config, folder / "model.safetensors"]
     try:
-        parts = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
+        parts = {PurePosixPath(part) for part in json.loads(index.read_text())["weight_map"].values()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise DamagedCheckpoint(f"{index} is damaged: delete it and load again, which downloads it anew.") from None
+    for part in sorted(parts):
+        if part.suffix != ".safetensors" or part.is_absolute() or ".." in part.parts:
+            raise DamagedCheckpoint(
+                f"{index} names {part}, and parts are safetensors in its own folder, since a pickle is never loaded: "
+                "delete it and load again, which downloads it anew."
+            )
     return [config, index, *(folder / part for part in sorted(parts))]
 
 

@@ -78,7 +78,7 @@ def base(name: str, weights: str = "trained"):
     device = memory.pick_device()
     tokenizer = models.tokenizer_of(INSTRUCT / "tokenizer")
     if weights == "random":
-        config = AutoConfig.from_pretrained(INSTRUCT / name)
+        config = AutoConfig.from_pretrained(INSTRUCT / name, trust_remote_code=False)
         return models.from_config(config, torch.float32, device), tokenizer
     return models.from_folder(INSTRUCT / name, torch.float32, device), tokenizer
 
@@ -86,7 +86,7 @@ def base(name: str, weights: str = "trained"):
 def on_meta(name: str) -> nn.Module:
     """A model of the course as shapes alone, without memory or download."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(sizes.published_config(name))
+        return AutoModelForCausalLM.from_config(sizes.published_config(name), trust_remote_code=False)
 
 
 def for_memory(architecture: str, scale: str, full: bool) -> nn.Module:
@@ -96,7 +96,7 @@ def for_memory(architecture: str, scale: str, full: bool) -> nn.Module:
     if scale == "full":
         name = {"mamba": "mamba-1.4b", "transformer": "pythia-1.4b"}[architecture]
         return models.load(name, dtype=torch.float32 if full else torch.bfloat16, weights="random")[0]
-    config = AutoConfig.from_pretrained(data.DATA / "tiny" / architecture)
+    config = AutoConfig.from_pretrained(data.DATA / "tiny" / architecture, trust_remote_code=False)
     config.hidden_size = 384
     if architecture == "mamba":
         config.intermediate_size, config.time_step_rank = 768, 24
