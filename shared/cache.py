@@ -9,10 +9,10 @@ import fnmatch
 import json
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from shared.catalogue import SOURCES, Source
-from shared.errors import BadInput, DamagedCheckpoint
+from shared.errors import BadInput, CourseError, DamagedCheckpoint
 
 # ---- where things lie -------------------------------------------------------------------------------------------
 
@@ -70,9 +70,15 @@ def checkpoint_files(folder: Path) -> list[Path]:
     if not index.exists():
         return [config, folder / "model.safetensors"]
     try:
-        parts = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
+        parts = {PurePosixPath(part) for part in json.loads(index.read_text())["weight_map"].values()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise DamagedCheckpoint(f"{index} is damaged: delete it and load again, which downloads it anew.") from None
+    for part in sorted(parts):
+        if part.suffix != ".safetensors" or part.is_absolute() or ".." in part.parts:
+            raise DamagedCheckpoint(
+                f"{index} names {part}, and parts are safetensors in its own folder, since a pickle is never loaded: "
+                "delete it and load again, which downloads it anew."
+            )
     return [config, index, *(folder / part for part in sorted(parts))]
 
 
@@ -106,16 +112,23 @@ def clear_cache(name: str, dry_run: bool = True) -> int:
     shares content with what goes.
 
     Returns: the bytes that are freed, or would be.
-    Raises: BadInput for a name that the course does not have; AssertionError before anything is deleted if a path lay
-        outside the source's own folders.
+    Raises: BadInput for a name that the course does not have; CourseError before anything is deleted if a path lay
+        outside the source's own folders, as where one of them is a link.
     """
     if name not in SOURCES:
         raise BadInput(f"There is no {name!r} to clear: the course has {', '.join(SOURCES)}.")
     source = SOURCES[name]
+    if link := _linked_folder(source):
+        raise CourseError(
+            f"{link} is a link to {link.resolve()}, where files of others may lie, so nothing was deleted: delete by "
+            f"hand what you no longer need of {name}, then the link."
+        )
     paths = [path for part in _plan(name) for path in part]
-    homes = (storage(source), locks(source), arrow(source))
+    homes = [home.resolve() for home in (storage(source), locks(source), arrow(source))]
     for path in paths:
-        assert any(path.absolute().is_relative_to(home.absolute()) for home in homes), f"{path} is not of {name}"
+        real = path.parent.resolve() / path.name  # a link goes itself, not what it leads to
+        if not any(real.is_relative_to(home) for home in homes):
+            raise CourseError(f"{path} is not of {name}, so nothing was deleted: delete it by hand if it has to go.")
     freed = sum(_size(path) for path in paths)
     for path in paths:
         print(f"{'would delete' if dry_run else 'deleting'} {path}")
@@ -126,6 +139,16 @@ def clear_cache(name: str, dry_run: bool = True) -> int:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
     return freed
+
+
+def _linked_folder(source: Source) -> Path | None:
+    """The first folder of a source that is a link, or None. The two caches themselves may be links to a larger disk."""
+    for home, depth in ((storage(source), 1), (locks(source), 2), (arrow(source), 2)):
+        above = [home, *home.parents][:depth]
+        for folder in [*reversed(above), *(home.rglob("*") if not any(map(Path.is_symlink, above)) else ())]:
+            if folder.is_symlink() and folder.is_dir():
+                return folder
+    return None
 
 
 def _plan(name: str) -> tuple[list[Path], list[Path]]:
@@ -141,7 +164,8 @@ def _plan(name: str) -> tuple[list[Path], list[Path]]:
         return [folder, *([locks(source)] if locks(source).exists() else [])], copies
     kept = {path.resolve() for path in every if path not in mine}
     blobs = {path.resolve() for path in mine if path.is_symlink()} - kept
-    return [*mine, *sorted(blob for blob in blobs if blob.exists()), *marks], copies
+    own = (folder / "blobs").resolve()  # a link in a snapshot may lead anywhere
+    return [*mine, *sorted(blob for blob in blobs if blob.exists() and blob.is_relative_to(own)), *marks], copies
 
 
 def _in_snapshots(source: Source) -> list[Path]:

@@ -1,5 +1,6 @@
 """Whether the weights of a model are whole: every file is there and none was cut short."""
 
+import json
 from pathlib import Path
 
 from shared import cache, hub, sizes
@@ -36,6 +37,29 @@ def check_files(folder: Path) -> None:
                     pass
             except (SafetensorError, OSError) as error:
                 raise DamagedCheckpoint(f"{file} is damaged ({error}): {remedy(folder)}.") from None
+
+
+def check_config(folder: Path) -> None:
+    """Raise DamagedCheckpoint for a config.json of no model that is known here, also where it names code of its own.
+
+    Such code (`auto_map`) is never run. A model that transformers or the course has is loaded as that, without it.
+    """
+    from transformers import AutoConfig
+
+    import shared.deepseek  # noqa: F401  registers model_type "deepseek"
+
+    file = folder / "config.json"
+    try:
+        fields = dict(json.loads(file.read_text()))
+    except (OSError, TypeError, ValueError):
+        raise DamagedCheckpoint(f"{file} is missing or not JSON: {remedy(folder)}.") from None
+    if (other := fields.get("transformers_weights")) is not None:
+        raise DamagedCheckpoint(f"{file} names other weights than model.safetensors ({other}): {remedy(folder)}.")
+    try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # each config class validates its fields in its own way
+        code = " and names code of its own (auto_map), which is never run" if "auto_map" in fields else ""
+        raise DamagedCheckpoint(f"{file} describes no model that is known here{code}: {remedy(folder)}.") from error
 
 
 def missing_tokenizer(folder: Path) -> Path | None:

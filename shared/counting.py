@@ -332,7 +332,7 @@ def _model(name: str, depth: int, dtype):
     config = published_config(name)
     config.num_hidden_layers = depth
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
 
 
 def through(points: dict[int, Work], x: int) -> Work:

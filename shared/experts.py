@@ -37,14 +37,21 @@ def capture(model: nn.Module, counts_only: bool = False) -> Iterator["Trace"]:
 
     Raises: BadInput for a dense model, and for one whose blocks do not call `experts(hidden, indices, weights)`.
     """
+    from transformers import Cache
+
     watched = experts_modules(model)
-    trace = Trace(model, {layer: _experts(module) for layer, module in watched.items()}, counts_only)
+    trace = Trace(_inner(model), {layer: _experts(module) for layer, module in watched.items()}, counts_only)
+    whole = {model, _inner(model)}
     with ExitStack() as hooks:
-        hooks.callback(model.register_forward_pre_hook(trace._begin, with_kwargs=True).remove)
+        for part in whole:
+            hooks.callback(part.register_forward_pre_hook(trace._begin, with_kwargs=True).remove)
         for layer, module in watched.items():
             hooks.callback(module.register_forward_pre_hook(trace._dispatch(layer)).remove)
         # It is not called when the forward raises: a half-finished call stays out of the trace.
-        hooks.callback(model.register_forward_hook(trace._end).remove)
+        for part in whole:
+            hooks.callback(part.register_forward_hook(trace._end).remove)
+        hooks.callback(setattr, Cache, "crop", Cache.crop)
+        Cache.crop = trace._crop(Cache.crop)
         yield trace
 
 
@@ -76,6 +83,7 @@ class _Call:
 
     run: list["_Call"]  # the calls, of which this is one, that made the same sequences with one cache
     start: torch.Tensor  # (B,) tokens of each sequence that the cache held before the call
+    column: int  # of the cache, padding included, at which the call begins
     cache: object
     tokens: torch.Tensor
     real: torch.Tensor | None  # None: no padding
@@ -88,6 +96,7 @@ class Trace:
     So cached generation of n tokens gives B sequences of prompt + n - 1 tokens (the last token is never fed back), and
     generation without a cache gives B new sequences at each step, because it dispatches them all again. With beams
     the sequences are the model's rows: after a beam is dropped, a row goes on with another beam's tokens.
+    What a cropped cache has lost, such as drafts that assisted or prompt-lookup decoding refused, is left out.
     Gradient checkpointing runs layers again during backward, outside of any forward: that is not counted.
     """
 
@@ -152,17 +161,47 @@ class Trace:
     # ---- what the hooks write ---------------------------------------------------------------------------------------
 
     def _begin(self, model, args, kwargs) -> None:
+        self._call = None
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        tokens = given.get("input_ids")
-        if tokens is None:
-            tokens = given["inputs_embeds"].new_full(given["inputs_embeds"].shape[:2], -1, dtype=torch.int64)
+        tokens, embeddings = given.get("input_ids"), given.get("inputs_embeds")
+        if tokens is None and torch.is_tensor(embeddings):
+            tokens = embeddings.new_full(embeddings.shape[:2], -1, dtype=torch.int64)
+        if not torch.is_tensor(tokens):
+            return  # the model itself says what it needs
         cache, mask = given.get("past_key_values"), given.get("attention_mask")
         seen = int(cache.get_seq_length()) if cache is not None else 0
         run = self._by_cache.get(cache, []) if seen else []
         run = run if run and len(run[0].tokens) == len(tokens) else []
+        if run:
+            self._cut(run, seen)
         masked = seen and getattr(mask, "ndim", 0) == 2
         start = mask[:, :seen].sum(1) if masked else tokens.new_full(tokens.shape[:1], seen)
-        self._call = _Call(run, start, cache, tokens.clone(), _real(mask, tokens, seen))
+        self._call = _Call(run, start, seen, cache, tokens.clone(), _real(mask, tokens, seen))
+
+    def _crop(self, crop):
+        def cropped(cache, *args, **kwargs):
+            before = int(cache.get_seq_length())
+            crop(cache, *args, **kwargs)
+            if run := self._by_cache.get(cache):
+                end = run[-1].column + run[-1].tokens.shape[1]
+                self._cut(run, end - before + int(cache.get_seq_length()))
+
+        return cropped
+
+    def _cut(self, run: list[_Call], seen: int) -> None:
+        """Forget the tokens of a run beyond the `seen` columns that its cache still holds: drafts that were refused."""
+        while run and run[-1].column + run[-1].tokens.shape[1] > seen:
+            call = run[-1]
+            kept, self._joined = seen - call.column, None
+            if self._counts is not None:
+                raise CourseError("The cache was cropped, and counts cannot be taken back: leave counts_only out.")
+            if kept <= 0:
+                run.pop()
+                continue
+            rows = torch.ones_like(call.tokens, dtype=torch.bool)
+            rows[:, kept:] = False
+            call.layers = {n: (i[rows.flatten()], w[rows.flatten()]) for n, (i, w) in call.layers.items()}
+            call.tokens, call.real = call.tokens[:, :kept], call.real[:, :kept]
 
     def _dispatch(self, layer: int):
         def hook(experts, args):
@@ -180,42 +219,49 @@ class Trace:
 
     def _end(self, model, args, output) -> None:
         call, self._call, self._joined = self._call, None, None
+        if call is None:  # no tokens, or seen already: an adapter's model calls the model that it wraps
+            return
         if not call.layers:
             raise CourseError("The model ran and none of its experts did: compile it inside the with, or not at all.")
         # Moved once per call, not per layer: each move waits for a GPU.
         call.layers = {layer: (i.cpu(), w.cpu()) for layer, (i, w) in call.layers.items()}
         call.tokens, call.start = call.tokens.cpu(), call.start.cpu()
+        cache = getattr(output, "past_key_values", None) if call.cache is None else call.cache
+        call.cache = None
         if self._counts is not None:
             padding = None if call.real is None else ~call.real.cpu().flatten()[:, None]
             for layer, (indices, weights) in call.layers.items():
                 E, none = self._experts[layer], weights == 0 if padding is None else (weights == 0) | padding
                 counts = indices.masked_fill(none, E).flatten().bincount(minlength=E)[:E]
                 self._counts[layer] = self._counts.get(layer, 0) + counts
+            call.layers, call.real = {}, None
+            call.run.append(call)
+            if cache is not None:
+                self._by_cache[cache] = call.run
             return
         call.real = torch.ones_like(call.tokens, dtype=torch.bool) if call.real is None else call.real.cpu()
         if not call.run:
             self._runs.append(call.run)
         call.run.append(call)
-        cache = getattr(output, "past_key_values", None) if call.cache is None else call.cache
-        call.cache = None
         if cache is not None:
             self._by_cache[cache] = call.run
 
     def _join(self) -> dict:
         if self._counts is not None:
             raise CourseError("This trace keeps counts only: read trace.counts, or capture without counts_only.")
-        if not self._runs:
+        runs = [run for run in self._runs if run]  # a cache can be cropped to nothing
+        if not runs:
             raise CourseError(NOTHING)
         if self._joined is not None:
             return self._joined
-        real = _grid(self._runs, lambda call: call.real.flatten(), False)
-        before = torch.cat([run[0].start for run in self._runs])
-        tokens = _grid(self._runs, lambda call: call.tokens.flatten(), -1).masked_fill(~real, -1)
+        real = _grid(runs, lambda call: call.real.flatten(), False)
+        before = torch.cat([run[0].start for run in runs])
+        tokens = _grid(runs, lambda call: call.tokens.flatten(), -1).masked_fill(~real, -1)
         positions = (real.long().cumsum(1) - 1 + before[:, None]).masked_fill(~real, -1)
         joined = {"tokens": tokens, "positions": positions, "indices": {}, "weights": {}}
-        for layer in sorted(self._runs[0][0].layers):
-            weights = _grid(self._runs, lambda call, n=layer: call.layers[n][1], 0).float()
-            indices = _grid(self._runs, lambda call, n=layer: call.layers[n][0], -1).long()
+        for layer in sorted(runs[0][0].layers):
+            weights = _grid(runs, lambda call, n=layer: call.layers[n][1], 0).float()
+            indices = _grid(runs, lambda call, n=layer: call.layers[n][0], -1).long()
             # The column order is the router's; its topk may be unsorted, or sorted by something else.
             weights, order = weights.sort(dim=-1, descending=True, stable=True)
             indices = indices.gather(-1, order)
@@ -232,6 +278,13 @@ def _grid(runs: list[list[_Call]], get, value) -> torch.Tensor:
     longest = max(rows.shape[1] for rows in whole)
     ends = [rows.new_full((len(rows), longest - rows.shape[1], *rows.shape[2:]), value) for rows in whole]
     return torch.cat([torch.cat(pair, dim=1) for pair in zip(whole, ends, strict=True)])
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The model of transformers in a wrapper such as peft's, whose `generate` calls it past the wrapper."""
+    from transformers import PreTrainedModel
+
+    return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), model)
 
 
 def _experts(module: nn.Module) -> int:

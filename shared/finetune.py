@@ -78,7 +78,7 @@ def base(name: str, weights: str = "trained"):
     device = memory.pick_device()
     tokenizer = models.tokenizer_of(INSTRUCT / "tokenizer")
     if weights == "random":
-        config = AutoConfig.from_pretrained(INSTRUCT / name)
+        config = AutoConfig.from_pretrained(INSTRUCT / name, trust_remote_code=False)
         return models.from_config(config, torch.float32, device), tokenizer
     return models.from_folder(INSTRUCT / name, torch.float32, device), tokenizer
 
@@ -86,7 +86,7 @@ def base(name: str, weights: str = "trained"):
 def on_meta(name: str) -> nn.Module:
     """A model of the course as shapes alone, without memory or download."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(sizes.published_config(name))
+        return AutoModelForCausalLM.from_config(sizes.published_config(name), trust_remote_code=False)
 
 
 def for_memory(architecture: str, scale: str, full: bool) -> nn.Module:
@@ -96,7 +96,7 @@ def for_memory(architecture: str, scale: str, full: bool) -> nn.Module:
     if scale == "full":
         name = {"mamba": "mamba-1.4b", "transformer": "pythia-1.4b"}[architecture]
         return models.load(name, dtype=torch.float32 if full else torch.bfloat16, weights="random")[0]
-    config = AutoConfig.from_pretrained(data.DATA / "tiny" / architecture)
+    config = AutoConfig.from_pretrained(data.DATA / "tiny" / architecture, trust_remote_code=False)
     config.hidden_size = 384
     if architecture == "mamba":
         config.intermediate_size, config.time_step_rank = 768, 24
@@ -230,23 +230,40 @@ class StopAfter(TrainerCallback):
 
 
 def checkpoints(name: str, settings: object) -> Path:
-    """The folder for checkpoints of one training: what the same one left, with as many processes, is still in it."""
+    """The folder for checkpoints of one training: what the same one left, with as many processes, is still in it.
+
+    settings: all that the training is made of, its rows and its adapters' configs too: with others it is another one.
+    """
     made_of = [settings, os.environ.get("WORLD_SIZE", "1")]
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=_plain).encode()).hexdigest()[:8]
     return BUILD / "finetune" / f"{name}-{key}"
+
+
+def _plain(value: object) -> object:
+    """A tensor, a set or a config as what JSON knows, the same in every process."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    return value.to_dict() if hasattr(value, "to_dict") else str(value)
 
 
 def last_checkpoint(folder: Path) -> str | None:
     """The newest whole checkpoint in the folder that all processes have, each on its own machine's disk.
 
-    A checkpoint's state is written last: without one it was cut off.
+    A checkpoint's state is written last: without one it was cut off. That a training goes on from one is printed.
     """
     whole = {path.parent.name for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size}
     if torch.distributed.is_initialized():
         everywhere = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(everywhere, whole)
         whole = set.intersection(*everywhere)
-    return str(folder / max(whole, key=lambda name: int(name.split("-")[1]))) if whole else None
+    if not whole:
+        return None
+    step = max(int(name.split("-")[1]) for name in whole)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"The same training was stopped: it goes on after step {step}.", flush=True)
+    return str(folder / f"checkpoint-{step}")
 
 
 def finish(trainer: Trainer) -> None:

@@ -8,10 +8,14 @@ the disk is too small, and leaves temporary files behind when it is killed.
 import errno
 import fnmatch
 import hashlib
+import http.client
 import os
+import re
 import shutil
+import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -75,13 +79,38 @@ def _unreachable() -> str:
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
+    if not _is_address(constants.ENDPOINT):
+        return f"HF_ENDPOINT is {constants.ENDPOINT!r}: unset it, or write an address such as https://huggingface.co"
     try:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
     except urllib.error.HTTPError:
         return ""  # an answer, though not a friendly one
-    except OSError as error:
-        return f"{constants.ENDPOINT} does not answer: {getattr(error, 'reason', error)}"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return _untrusted(constants.ENDPOINT, reason)
+        return f"{constants.ENDPOINT} does not answer: {reason}"
     return ""
+
+
+def _is_address(text: str) -> bool:
+    """Whether a text is the address of a server: http or https, a host, perhaps a port, no spaces."""
+    try:
+        parts = urllib.parse.urlsplit(text)
+        port_is_right = parts.port != 0  # which raises where it is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port_is_right and not re.search(r"\s", text)
+
+
+def _untrusted(server: str, problem: ssl.SSLError) -> str:
+    """What to do where a certificate is not trusted, as part of a sentence. The hub's client reads SSL_CERT_FILE."""
+    why = getattr(problem, "verify_message", "") or problem.reason or "TLS failed"
+    now = os.environ.get("SSL_CERT_FILE")
+    return (
+        f"the certificate of {server} or of a proxy before it is not trusted, {why}: set SSL_CERT_FILE to the file "
+        f"with the certificates of your network{f', it is {now} now' if now else ''}, REQUESTS_CA_BUNDLE is not read"
+    )
 
 
 def _listing(source: Source, split: str) -> list:
@@ -169,10 +198,10 @@ def _passes(problem: BaseException) -> bool:
 
 
 def _causes(problem: BaseException) -> list[BaseException]:
-    """An error and what it was raised from: the client wraps what happened."""
+    """An error and what it was raised from or while: the client wraps what happened."""
     causes = [problem]
-    while causes[-1].__cause__:
-        causes.append(causes[-1].__cause__)
+    while inner := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(inner)
     return causes
 
 
@@ -249,6 +278,8 @@ def _explained(what: str, name: str, source: Source, problem: Exception) -> Exce
     causes = _causes(problem)
     if any(getattr(cause, "errno", None) == errno.ENOSPC for cause in causes):
         return DiskFull(too_small(name, source, "it is full"))
+    if untrusted := next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None):
+        return Missing(f"{what} could not be fetched: {_untrusted(constants.ENDPOINT, untrusted)}.")
     status = next((c.response.status_code for c in causes if getattr(c, "response", None) is not None), None)
     if isinstance(problem, errors.GatedRepoError) or status == 403:
         why = f"{page} is gated: accept its terms there, then log in with `hf auth login`"

@@ -145,7 +145,7 @@ def from_config(config, dtype: torch.dtype, device):
     kernels.by_device()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(0)
-        return _registered(AutoModelForCausalLM.from_config(config, dtype=dtype))
+        return _registered(AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False))
 
 
 def _eight_bit_experts(weights: str) -> dict:
@@ -177,6 +177,7 @@ def from_folder(folder: Path, dtype: torch.dtype, device, **options):
     from transformers import AutoModelForCausalLM
 
     kernels.by_device()
+    checkpoints.check_config(folder)
     checkpoints.check_files(folder)
     unified = memory.is_unified(device)
     from_pretrained = streaming.from_pretrained if unified else AutoModelForCausalLM.from_pretrained
@@ -246,7 +247,7 @@ def tokenizer_of(folder: Path, model_type: str = ""):
     # not do it and prints a page about it at each decoding.
     try:
         return kind.from_pretrained(folder, trust_remote_code=False, clean_up_tokenization_spaces=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises Exception itself
         raise DamagedCheckpoint(f"The tokenizer in {folder} cannot be read: {checkpoints.remedy(folder)}.") from error
 
 

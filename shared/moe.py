@@ -130,7 +130,8 @@ def tokens(split: str) -> dict[str, Tensor]:
     """The tiny text as token ids, {domain: (tokens,)}."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(data.DATA / "tiny" / "tokenizer", model_max_length=10**9)
+    folder = data.DATA / "tiny" / "tokenizer"
+    tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=10**9, trust_remote_code=False)
     return {domain: torch.tensor(tokenizer(text).input_ids) for domain, text in data.tiny_text(split).items()}
 
 

@@ -90,7 +90,7 @@ def shapes(name: str) -> dict[str, torch.Size]:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(published_config(check_name(name)))
+        model = AutoModelForCausalLM.from_config(published_config(check_name(name)), trust_remote_code=False)
     return {key: parameter.shape for key, parameter in model.named_parameters()}
 
 

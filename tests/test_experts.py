@@ -372,6 +372,89 @@ def test_a_cache_from_before_the_trace_moves_the_positions():
         assert trace.positions[0].tolist() == ([5, 6, 7, 8] if "attention_mask" in call else [8, 9, 10, 11])
 
 
+def repeated(rows=1) -> torch.Tensor:
+    """A prompt of which prompt-lookup decoding finds continuations."""
+    return prompt(rows, 6).repeat(1, 4)
+
+
+@pytest.mark.parametrize("how", ["prompt lookup", "assistant", "itself"])
+def test_drafts_that_are_refused_are_left_out(how):
+    model, ids = shipped("tiny/olmoe"), repeated()
+    other = {"assistant": shipped("tiny/transformer"), "itself": model}
+    more = {"prompt_lookup_num_tokens": 4} if how == "prompt lookup" else {"assistant_model": other[how]}
+    with experts.capture(model) as plain:
+        text = generate(model, 12, input_ids=ids)
+    rows = []
+    handle = model.register_forward_pre_hook(
+        lambda m, args, kwargs: rows.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    with experts.capture(model) as trace:
+        same = model.generate(ids, max_new_tokens=12, min_new_tokens=12, do_sample=False, **more)
+    handle.remove()
+    assert torch.equal(same, text)
+    if how == "itself":  # the drafts are the model's own text, and they are traced as sequences of their own
+        assert (trace.tokens[:, : ids.shape[1]] == ids).all()
+        return
+    assert sum(rows) > plain.tokens.shape[1], "no draft was refused: the test proves nothing"
+    assert_same(trace, plain)
+    if how == "prompt lookup":
+        with pytest.raises(CourseError, match="leave counts_only out"), experts.capture(model, counts_only=True):
+            model.generate(ids, max_new_tokens=12, min_new_tokens=12, do_sample=False, **more)
+
+
+@pytest.mark.parametrize("lost", [1, 4, 9])
+def test_what_a_cropped_cache_has_lost_is_not_traced(lost):
+    model, ids = shipped("tiny/deepseek-moe"), prompt(2, 9)
+    with torch.no_grad(), experts.capture(model) as trace:
+        cache = model(ids[:, :6], use_cache=True).past_key_values
+        model(ids[:, 6:], past_key_values=cache)
+        cache.crop(-lost)
+        if lost < 9:
+            assert torch.equal(trace.tokens, ids[:, :-lost])
+        model(ids[:, 9 - lost :], past_key_values=cache)
+    with torch.no_grad(), experts.capture(model) as whole:
+        model(ids)
+    assert_same(trace, whole)
+
+
+def test_a_model_with_adapters_is_traced_once_however_it_is_called():
+    from peft import LoraConfig, get_peft_model
+
+    ids = prompt(2, 9)
+    base = mixture("olmoe", vocab_size=1024)
+    with torch.no_grad(), experts.capture(base) as plain:
+        generate(base, input_ids=ids)
+    with torch.no_grad(), experts.capture(base) as once:
+        base(ids)
+    before = hooks(base)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
+    for counts_only in (False, True):
+        with torch.no_grad(), experts.capture(model, counts_only) as called:
+            model(ids)
+        with torch.no_grad(), experts.capture(model, counts_only) as generated:
+            generate(model, input_ids=ids)
+        assert called.counts[0].sum() == once.counts[0].sum()
+        assert generated.counts[0].sum() == plain.counts[0].sum()
+        if not counts_only:
+            assert_same(called, once)
+            assert_same(generated, plain)
+    assert hooks(model) == before
+
+
+def test_a_call_without_tokens_is_the_models_own_error():
+    for model in (mixture(), mixture("mixtral"), Rows(8)):
+        for call in ({}, {"input_ids": None}, {"input_ids": None, "inputs_embeds": None}):
+            if call and isinstance(model, Rows):
+                continue
+            with pytest.raises(Exception) as own:
+                model(**call)
+            with experts.capture(model) as trace, pytest.raises(type(own.value)) as error:
+                model(**call)
+            assert str(error.value) == str(own.value)
+            with pytest.raises(CourseError, match="Nothing was traced"):
+                trace.counts  # noqa: B018
+
+
 # ---- training, errors, nesting --------------------------------------------------------------------------------------
 
 

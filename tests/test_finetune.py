@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig
 from transformers import AutoTokenizer, Trainer
 
 from shared import finetune, notebooks, scan
@@ -203,6 +204,33 @@ def test_other_settings_or_processes_have_other_checkpoints(monkeypatch):
     assert one == finetune.checkpoints("mamba", [200, "tiny"]) != finetune.checkpoints("mamba", [100, "tiny"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert one != finetune.checkpoints("mamba", [200, "tiny"])
+
+
+def test_a_training_of_other_rows_or_other_adapters_has_other_checkpoints():
+    _, tokenizer = adapted()
+    rows = rows_of(tokenizer, 4)
+    lora = LoraConfig(r=2, lora_alpha=4, target_modules=["in_proj", "x_proj"])
+    batch = ANSWERS.collate(rows, tokenizer.pad_token_id)
+    whole = [row | {"labels": row["input_ids"]} for row in rows]  # as an `encode` that hides no prompt gives them
+    others = [
+        [whole, {"default": lora}, batch],
+        [rows, {"default": LoraConfig(r=2, lora_alpha=8, target_modules=["in_proj", "x_proj"])}, batch],
+        [rows, {"default": LoraConfig(r=2, lora_alpha=4, target_modules=["in_proj"])}, batch],
+        [rows, None, batch],
+        [rows, {"default": lora}, batch | {"labels": batch["input_ids"]}],
+    ]
+    again = LoraConfig(r=2, lora_alpha=4, target_modules=["x_proj", "in_proj"])
+    folder = finetune.checkpoints("mamba", [rows, {"default": lora}, batch])
+    assert folder == finetune.checkpoints("mamba", [rows, {"default": again}, batch])
+    assert len({folder, *(finetune.checkpoints("mamba", other) for other in others)}) == 1 + len(others)
+
+
+def test_a_training_that_goes_on_says_so(tmp_path, capsys):
+    assert finetune.last_checkpoint(tmp_path) is None and not capsys.readouterr().out
+    (tmp_path / "checkpoint-8").mkdir()
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("{}")
+    assert finetune.last_checkpoint(tmp_path).endswith("checkpoint-8")
+    assert capsys.readouterr().out == "The same training was stopped: it goes on after step 8.\n"
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights_and_the_same_log(tmp_path):

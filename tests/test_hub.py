@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -223,6 +224,42 @@ def test_without_network_and_cache_the_sentence_says_how_to_get_it(client, offli
     assert time.perf_counter() - start < 15
     assert one_sentence(said) and said.startswith("Missing alpaca is not complete") and "24.2 MB" in said
     assert "`make fetch NAME=alpaca`" in said and ("HF_HUB_OFFLINE is set" in said) == (offline == "HF_HUB_OFFLINE")
+
+
+NO_ADDRESS = ["hf-mirror.example", "localhost:8080", "https://hf mirror.example", "", "https://", "file:///tmp"]
+
+
+@pytest.mark.parametrize("endpoint", [*NO_ADDRESS, "https://hf-mirror.example:port", "[::1"])
+def test_an_endpoint_that_is_no_address_is_named(client, endpoint):
+    said = attempt(client, HF_ENDPOINT=endpoint)
+    assert one_sentence(said) and said.startswith("Missing alpaca is not complete") and "(HF_ENDPOINT is " in said
+
+
+@pytest.fixture
+def own_certificate(hub, tmp_path):
+    """The hub as seen through a proxy that encrypts with a certificate of its own; the certificate's file."""
+    file, key = tmp_path / "network.pem", tmp_path / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl to make a certificate")
+    made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", file]
+    subprocess.run(made, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file, key)
+    hub.socket = context.wrap_socket(hub.socket, server_side=True, do_handshake_on_connect=False)
+    return file
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_certificate_of_the_network_is_named_with_the_variable_that_the_client_reads(
+    hub, client, own_certificate, asked
+):
+    client.environment["HF_ENDPOINT"] = f"https://127.0.0.1:{hub.server_port}"
+    # The first question and the hub's client may trust different certificates.
+    first = "" if asked else IMPATIENT + "from shared import hub\nhub._unreachable = lambda: ''\n"
+    (said,) = client.python(first + TRY.format("hub.fetch('alpaca').name"), REQUESTS_CA_BUNDLE=str(own_certificate))
+    assert one_sentence(said) and said.startswith("Missing ") and "set SSL_CERT_FILE to the file" in said, said
+    assert attempt(client, SSL_CERT_FILE=str(own_certificate)) == f"gave {ALPACA.revision}"
 
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -569,10 +606,45 @@ plan, elsewhere = cache._plan, Path(cache.arrow(cache.SOURCES["pg19"]))
 cache._plan = lambda name: (plan(name)[0], [elsewhere])
 try:
     cache.clear_cache("alpaca", dry_run=False)
-except AssertionError as error:
+except cache.CourseError as error:
     print(error)
 """
     assert "is not of alpaca" in filled.python(code)[-1] and tree(filled.home) == before
+
+
+LINKED = ["hub/datasets--{0}", "hub/datasets--{0}/snapshots", "hub/datasets--{0}/blobs", "hub/datasets--{0}/refs"]
+LINKED += ["hub/datasets--{0}/snapshots/{2}", "hub/.locks", "hub/.locks/datasets--{0}", "datasets/{1}"]
+
+
+@pytest.mark.parametrize("linked", LINKED)
+def test_where_a_folder_of_the_cache_is_a_link_nothing_is_deleted(filled, tmp_path, linked):
+    made = linked.format(ALPACA.repo.replace("/", "--"), ALPACA.repo.replace("/", "___"), ALPACA.revision)
+    folder, elsewhere = filled.home / made, tmp_path / "elsewhere"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.move(folder, elsewhere)
+    (elsewhere / "mine").write_text("mine")
+    (elsewhere / "empty").mkdir()
+    folder.symlink_to(elsewhere)
+    before = tree(elsewhere), tree(filled.home)
+    done = filled.make("cache", "CLEAR=alpaca")
+    said = done.stderr.splitlines()[0]
+    assert done.returncode and said.startswith(f"{folder} is a link to {elsewhere}") and "Traceback" not in done.stderr
+    assert (tree(elsewhere), tree(filled.home)) == before and (elsewhere / "empty").exists()
+
+
+def test_a_cache_on_another_disk_is_cleared_and_a_file_that_a_snapshot_links_to_elsewhere_stays(filled, tmp_path):
+    mine = tmp_path / "mine.parquet"
+    for name in ("alpaca", "wikitext-2"):
+        link = next(p for p in filled.home.rglob("*.parquet") if p.match(f"*{DATASETS[name].revision}/*/*"))
+        shutil.copy(link, mine)
+        link.unlink()
+        link.symlink_to(mine)
+    shutil.move(filled.home, tmp_path / "disk")
+    filled.home.symlink_to(tmp_path / "disk")
+    for name in ("alpaca", "wikitext-2"):
+        done = filled.make("cache", f"CLEAR={name}")
+        assert done.returncode == 0 and "freed" in done.stdout, done.stderr
+    assert mine.exists() and "alpaca" not in filled.make("cache").stdout
 
 
 def test_an_unknown_name_is_not_cleared(client):

@@ -1,5 +1,6 @@
 """Sizes to the last parameter, loading that refuses clearly, and predictions that one real forward confirms."""
 
+import ast
 import json
 import os
 import re
@@ -7,8 +8,10 @@ import shutil
 import subprocess
 import sys
 
+import nbformat
 import pytest
 import torch
+from IPython.core.inputtransformer2 import TransformerManager
 from safetensors.torch import load_file, save_file
 from small_models import SMALL, write
 
@@ -407,6 +410,102 @@ def test_a_damaged_checkpoint_is_named_with_what_restores_it(course, capfd, dama
     text = sentence(error)
     assert says in text and str(course / "mamba") in text and "`git checkout -- data/tiny/mamba" in text
     assert not capfd.readouterr().err  # and nothing else: no report, no warning
+
+
+def names_code(file, trap, **changes):
+    """Let a JSON file name code beside it, for every Auto class; when it runs, it writes the file `trap`."""
+    (file.parent / "own_code.py").write_text(f"open({str(trap)!r}, 'w').close()\n")
+    kinds = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+    code = {kind: "own_code.Own" for kind in kinds} | {"AutoTokenizer": ["own_code.Own", "own_code.Own"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": code} | changes))
+
+
+@pytest.mark.parametrize("weights", ["trained", "random"])
+@pytest.mark.parametrize("known", [True, False])
+def test_code_that_a_checkpoint_names_is_neither_asked_about_nor_run(course, tmp_path, monkeypatch, weights, known):
+    monkeypatch.setattr("builtins.input", lambda *said: pytest.fail(f"asked: {said}"))
+    folder, tokenizer, trap = course / "mamba", course / "tokenizer", tmp_path / "executed"
+    shutil.copy(folder / "config.json", tokenizer)
+    changes = {} if known else {"model_type": "own"}
+    names_code(tokenizer / "config.json", trap, **changes)
+    names_code(tokenizer / "tokenizer_config.json", trap, **({} if known else {"tokenizer_class": "OwnTokenizer"}))
+    try:
+        assert len(models.load("tiny/mamba", weights=weights, device="cpu")[1]) == 1024
+    except models.DamagedCheckpoint as error:
+        assert not known and ONE_SENTENCE.fullmatch(str(error))
+    names_code(folder / "config.json", trap, **changes)
+    if known:
+        assert models.from_folder(folder, torch.bfloat16, torch.device("cpu")).config.model_type == "mamba"
+    else:
+        with pytest.raises(
+            models.DamagedCheckpoint, match=r"names code of its own .auto_map., which is never"
+        ) as error:
+            models.from_folder(folder, torch.bfloat16, torch.device("cpu"))
+        sentence(error)
+    assert not trap.exists()
+
+
+INSTEAD = ["pytorch_model.bin", "../elsewhere.safetensors", "/elsewhere.safetensors", "a/../../b.safetensors", "", 3]
+
+
+@pytest.mark.parametrize("part", [*INSTEAD, ["model.safetensors"], None])
+def test_an_index_that_names_anything_but_safetensors_beside_it_is_refused_before_torch_sees_it(course, part):
+    folder = course / "mamba"
+    tensors = load_file(folder / "model.safetensors")
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(tensors, part)}))
+    with pytest.raises(models.DamagedCheckpoint, match=r"index.json (names|is damaged)") as error:
+        models.load("tiny/mamba", device="cpu")
+    assert "weights_only" not in sentence(error)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_pickled_weights_alone_are_refused_also_where_the_config_names_them(course, named):
+    folder = course / "mamba"
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    if named:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "pytorch_model.bin"}))
+    else:
+        (folder / "model.safetensors").unlink()
+    with pytest.raises(models.DamagedCheckpoint, match=r"other weights than|safetensors is missing") as error:
+        models.load("tiny/mamba", device="cpu")
+    sentence(error)
+
+
+# These read no code: the settings of `generate`, and adapters for a model that is there.
+WITHOUT_CODE = ("GenerationConfig", "PeftModel")
+LOADS = ("from_pretrained", "from_config", "load_dataset", "pipeline")
+
+
+def careless(source: str) -> list[str]:
+    """The calls of a source that load something of a repository and leave it open whether its code may run."""
+    found = []
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        who, _, what = ast.unparse(call.func).rpartition(".")
+        if what not in LOADS or who.split(".")[-1] in (*WITHOUT_CODE, "models"):  # models.from_config is the course's
+            continue
+        if who == "" and what == "from_config":  # the same, inside its module
+            continue
+        if call.args and ast.unparse(call.args[0]) == "None":  # a model of tensors that are there already
+            continue
+        said = [ast.unparse(word.value) for word in call.keywords if word.arg == "trust_remote_code"]
+        if said != ["False"]:
+            found.append(ast.unparse(call))
+    return found
+
+
+def test_no_loading_call_of_the_project_lets_code_of_a_repository_run():
+    assert careless("AutoTokenizer.from_pretrained(x)") and careless("datasets.load_dataset(x, trust_remote_code=yes)")
+    root = notebooks.ROOT
+    files = [file for part in ("shared", "scripts", "data", "labs") for file in (root / part).rglob("*.py")]
+    sources = {file.relative_to(root): file.read_text() for file in files}
+    for lab in (root / "labs").glob("*.ipynb"):
+        cells = [cell.source for cell in nbformat.read(lab, as_version=4).cells if cell.cell_type == "code"]
+        sources[lab.name] = "\n".join(TransformerManager().transform_cell(cell) for cell in cells)
+    assert sum("from_pretrained" in source for source in sources.values()) > 5
+    assert {str(where): calls for where, source in sources.items() if (calls := careless(source))} == {}
 
 
 def test_a_missing_tokenizer_is_an_error_for_trained_weights(course):

@@ -59,7 +59,7 @@ def neox(vocabulary: int, d_model: int) -> GPTNeoXConfig:
 def model(variant: str, vocabulary: int, seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
     if variant == "attention":
-        return AutoModelForCausalLM.from_config(neox(vocabulary, 32), dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(neox(vocabulary, 32), dtype=torch.float32, trust_remote_code=False)
     return tasks.SelectiveModel(vocabulary, selects=VARIANTS[variant])
 
 
@@ -122,7 +122,8 @@ def specialists(variant: str, seed: int, steps: int, size: int, pairs: int, leng
     architecture, _, state_size = variant.partition("-")
     torch.manual_seed(seed)
     config = small(architecture, 65, int(state_size or 16))
-    trained, task = AutoModelForCausalLM.from_config(config, dtype=torch.float32), Mixture(pairs, length)
+    trained = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    task = Mixture(pairs, length)
     curve = tasks.train(trained, task, steps, seed, lr=3e-3)
     trained.save_pretrained(PARTS / f"{variant}-{seed}")
     ends = list(range(size, steps + 1, size))

@@ -150,7 +150,8 @@ def config(name: str, vocabulary: int):
 def pretrain(name: str, tokenizer, steps: int, lr: float) -> dict:
     """Train a base on whole texts of the old skills, new examples at every step, and save it in bfloat16."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(name, len(tokenizer)), dtype=torch.float32).train()
+    shape = config(name, len(tokenizer))
+    model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, trust_remote_code=False).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.05, cycle_momentum=False)
     draw, train = random.Random(0), pairs("train")

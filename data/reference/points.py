@@ -184,7 +184,8 @@ def first_layers(name: str, layers: int, dtype: torch.dtype, device: torch.devic
     config = published_config(name)
     config.num_hidden_layers = layers
     with torch.device("meta"):
-        needed = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters()) * dtype.itemsize
+        shaped = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        needed = sum(p.numel() for p in shaped.parameters()) * dtype.itemsize
     if needed > (free := guard.budget(device)):
         have = f"{memory.human(needed)} and {memory.human(free)} are available"
         raise models.NotEnoughMemory(f"{name} with {layers} layers needs {have}")

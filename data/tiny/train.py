@@ -192,7 +192,7 @@ def fit(recipe: Recipe, documents: list[list[int]], steps: int, seed: int = SEED
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # decayed states become denormal, and each of those costs a hundred ordinary numbers
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(recipe.config, dtype=torch.float32).train()
+    model = AutoModelForCausalLM.from_config(recipe.config, dtype=torch.float32, trust_remote_code=False).train()
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and "A_log" not in n]
     kept = [p for n, p in model.named_parameters() if p.ndim <= 1 or "A_log" in n]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
@@ -232,11 +232,11 @@ def save(trained: Trained, folder: Path) -> None:
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """Load a checkpoint as shipped; the arithmetic is in `dtype`, the weights are the file's."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -71,7 +71,7 @@ def write(name: str, folder: Path) -> None:
     known = {key: value for key, value in fields.items() if key != "auto_map"}
     torch.manual_seed(sorted(MODELS).index(name))
     dtype = getattr(torch, fields["torch_dtype"])
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**known), dtype=dtype)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**known), dtype=dtype, trust_remote_code=False)
     model.save_pretrained(folder, max_shard_size="3MB" if name in SHARDED else "5GB")
     (folder / "config.json").write_text(json.dumps(fields, indent=1))
     if "auto_map" in fields:

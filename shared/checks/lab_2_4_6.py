@@ -104,7 +104,7 @@ def _small(kind: str) -> nn.Module:
         config = GPTNeoXConfig(**shape, intermediate_size=32, num_attention_heads=2, max_position_embeddings=32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def _adapted(names) -> set[str]:
@@ -167,7 +167,7 @@ def _places(kind: str, came: set[str], wanted: set[str]) -> None:
 def encode(answer):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(finetune.INSTRUCT / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(finetune.INSTRUCT / "tokenizer", trust_remote_code=False)
     for example in (
         {"instruction": "Swap the words.", "input": "river stone", "output": "stone river"},
         {"instruction": "Name the first word.", "input": "", "output": "river"},
