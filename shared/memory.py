@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared import meters
+from shared.errors import BadInput
 from shared.meters import held
 
 __all__ = [
@@ -49,10 +50,35 @@ def human(size: float) -> str:
 
 
 def pick_device(device=None):
-    """The torch device that is meant: the one given, or the GPU if there is one, or the CPU."""
+    """The torch device that is meant: the one given, or the GPU if there is one, or the CPU.
+
+    Raises: BadInput for one that does not exist, or that this machine does not have.
+    """
     import torch
 
-    return torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        found = torch.device(device if device is not None else "cuda" if gpus else "cpu")
+    except (RuntimeError, TypeError):
+        raise BadInput(f'There is no device {device!r}: choose "cpu" or "cuda", or leave it out.') from None
+    if found.type == "cuda" and (found.index or 0) >= gpus:
+        raise BadInput(
+            f'torch finds {gpus} GPUs and {str(found)!r} was asked for: choose "cpu", or leave the device out.'
+        )
+    return found
+
+
+def pick_dtype(dtype):
+    """The torch dtype that is meant by a torch.dtype or by its name, "bfloat16" or "torch.bfloat16".
+
+    Raises: BadInput for what is no dtype of floating-point weights.
+    """
+    import torch
+
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        raise BadInput(f'Weights are in "bfloat16", "float16", "float32" or "float64", not in {dtype!r}.')
+    return found
 
 
 def is_unified(device=None) -> bool:
