@@ -30,6 +30,8 @@ __all__ = [
     "is_unified",
     "meminfo",
     "pick_device",
+    "pick_dtype",
+    "present_device",
     "track",
 ]
 
@@ -52,19 +54,27 @@ def human(size: float) -> str:
 def pick_device(device=None):
     """The torch device that is meant: the one given, or the GPU if there is one, or the CPU.
 
-    Raises: BadInput for one that does not exist, or that this machine does not have.
+    Raises: BadInput for what names none.
     """
     import torch
 
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
-        found = torch.device(device if device is not None else "cuda" if gpus else "cpu")
+        return torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     except (RuntimeError, TypeError):
         raise BadInput(f'There is no device {device!r}: choose "cpu" or "cuda", or leave it out.') from None
-    if found.type == "cuda" and (found.index or 0) >= gpus:
-        raise BadInput(
-            f'torch finds {gpus} GPUs and {str(found)!r} was asked for: choose "cpu", or leave the device out.'
-        )
+
+
+def present_device(device=None):
+    """`pick_device`, where this machine has it. Raises: BadInput for a GPU that is not there."""
+    import torch
+
+    found = pick_device(device)
+    try:
+        if found.type == "cuda":
+            torch.cuda.get_device_properties(found)
+    except (AssertionError, RuntimeError):
+        asked = f"torch finds {torch.cuda.device_count()} GPUs and {str(found)!r} was asked for"
+        raise BadInput(f'{asked}: choose "cpu", or leave the device out.') from None
     return found
 
 

@@ -159,6 +159,7 @@ def test_fits_adds_the_cache_of_the_context(monkeypatch):
 @pytest.fixture
 def spark(monkeypatch):
     """A machine of 128 GB that GPU and CPU share, with 119 GB available and no other notebook open."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: None)  # it is there
     monkeypatch.setattr(memory, "is_unified", lambda device=None: True)
     monkeypatch.setattr(memory, "pick_device", lambda device=None: torch.device("cuda"))
     monkeypatch.setattr(memory, "available", lambda device=None: 119_000_000_000)
@@ -324,12 +325,11 @@ def test_what_weights_cannot_be_in_is_one_sentence(ask, dtype):
     sentence(error)
 
 
-@pytest.mark.parametrize("ask", [models.load, models.fits, memory.available, memory.is_unified])
+@pytest.mark.parametrize("ask", [models.load, models.fits])
 @pytest.mark.parametrize("device", ["gpu", "cuda:63", "", "cuda:x", 63, 1.5, ["cuda"]])
 def test_a_device_that_is_not_there_is_one_sentence(ask, device):
-    arguments = ("tiny/mamba",) if ask in (models.load, models.fits) else ()
     with pytest.raises(ValueError) as error:
-        ask(*arguments, device=device)
+        ask("tiny/mamba", device=device)
     assert type(error.value).__name__ == "BadInput" and "choose" in sentence(error)
 
 
