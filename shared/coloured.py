@@ -12,6 +12,8 @@ from torch import Tensor
 from shared.errors import CourseError
 
 TOKEN = "color:#000;background-color:{};padding:1px 0 1px 1px;border-radius:3px;white-space:pre-wrap"
+REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no character
+MOST = 8  # tokens that a character and what hangs together with it take: it has four bytes at most
 SMALL = "font-size:65%;color:#000;padding:0 1px"
 
 
@@ -24,15 +26,17 @@ def colour(expert: int, experts: int) -> str:
 def text(pieces: Sequence[str], indices: Tensor, weights: Tensor, experts: int) -> str:
     """Tokens as HTML: the colour and the small number say the first expert, the tooltip all k with their weights.
 
-    pieces: T strings. indices, weights: (T, k), the largest weight first; tokens with index -1 (padding) are left out.
+    pieces: T strings; an empty one belongs to the character before it. indices, weights: (T, k), the largest weight
+    first; tokens with index -1 (padding) are left out.
     """
-    marks = []
+    marks, whole = [], ""
     for piece, chosen, shares in zip(pieces, indices.tolist(), weights.tolist(), strict=True):
         if chosen[0] < 0:
             continue
         which = ", ".join(f"expert {e}: {w:.2f}" for e, w in zip(chosen, shares, strict=True) if e >= 0)
         shown = html.escape(piece).replace("\n", "⏎")
-        title = html.escape(f"{piece!r} → {which}")
+        whole = piece or whole
+        title = html.escape(f"{whole!r} → {which}" if piece else f"{whole!r}, continued → {which}")
         style = TOKEN.format(colour(chosen[0], experts))
         mark = f'<span title="{title}" style="{style}">{shown}<sub style="{SMALL}">{chosen[0]}</sub></span>'
         marks.append(mark + "<br>" * piece.count("\n"))
@@ -47,8 +51,28 @@ def legend(experts: int) -> str:
 
 
 def pieces(tokenizer, tokens: Tensor) -> list[str]:
-    """(T,) token ids -> the text of each; padding (-1) is empty."""
-    return [tokenizer.decode([token]) if token >= 0 else "" for token in tokens.tolist()]
+    """(T,) token ids -> the text of each; padding (-1) is empty.
+
+    A character that is several tokens, each some of its bytes, stands at the first; the others are empty.
+    """
+    ids, found, first = tokens.tolist(), [""] * len(tokens), 0
+    while first < len(ids):
+        count = 1
+        if ids[first] >= 0:
+            count, found[first] = _readable(tokenizer, ids[first : first + MOST])
+        first += count
+    return found
+
+
+def _readable(tokenizer, ids: list[int]) -> tuple[int, str]:
+    """How many tokens from the first on make whole characters, and these; the first alone where no number does."""
+    for count in range(1, len(ids) + 1):
+        if ids[count - 1] < 0:
+            break
+        text = tokenizer.decode(ids[:count])
+        if REPLACEMENT not in text:
+            return count, text
+    return 1, tokenizer.decode(ids[:1])
 
 
 def show(body: str, alt: str) -> None:

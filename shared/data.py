@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
+from numbers import Integral, Number
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ __all__ = [
     "format_instruction",
     "pg19",
     "random_tokens",
+    "several",
+    "start_token",
     "tiny_long_text",
     "tiny_text",
     "wikitext",
@@ -121,18 +124,37 @@ def _count(wanted: int, there: int, what: str) -> int:
 # ---- instructions, tokens, the tiny text ------------------------------------------------------------------------
 
 
-def format_instruction(example: Mapping[str, str | None]) -> str:
+def start_token(tokenizer) -> int:
+    """The id of the token that starts a text: beginning-of-sequence, or end-of-text where there is none.
+
+    Raises: BadInput where there is no tokenizer, or it has neither.
+    """
+    if tokenizer is None:
+        raise BadInput('Text cannot be read without a tokenizer: load the model with weights="trained".')
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise BadInput(
+        f"{type(tokenizer).__name__} has neither a beginning-of-sequence nor an end-of-text token to start a text "
+        "with: set its bos_token."
+    )
+
+
+def format_instruction(example: Mapping[str, object]) -> str:
     """Write one example in the Alpaca format: sections with their heading on a line of its own, a blank line between.
 
     Args:
         example: with "instruction", and "input" and "output" where there are any. The input's section is left out when
-            it is empty; without an output the text ends after the response's heading, where a model goes on.
+            it is empty; without an output the text ends after the response's heading, where a model goes on. Numbers,
+            True and False are written as Python writes them; None and NaN, a table's empty cell, are no text.
 
     Raises:
-        BadInput: no instruction.
+        BadInput: no instruction, or a field that is neither text nor a number.
     """
+    if not isinstance(example, Mapping) and not hasattr(example, "keys"):  # a row of pandas has keys too
+        raise BadInput(f'An example is a mapping with an "instruction", not of type {type(example).__name__}.')
     # Blank lines and trailing spaces go, the indentation of a first line (code) stays.
-    fields = {key: (example.get(key) or "").strip("\n").rstrip() for key in ("instruction", "input", "output")}
+    fields = {key: _written(example, key).strip("\n").rstrip() for key in ("instruction", "input", "output")}
     if not fields["instruction"]:
         raise BadInput(f'An example needs an "instruction" that is not empty; this one has the keys {list(example)}.')
     sections = [f"### Instruction:\n{fields['instruction']}"]
@@ -142,12 +164,28 @@ def format_instruction(example: Mapping[str, str | None]) -> str:
     return "\n\n".join(sections)
 
 
+def _written(example, key: str) -> str:
+    value = example.get(key)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of numpy or torch
+        value = value.item()
+    if value is None or (str(value) in ("nan", "NaN", "<NA>", "NaT") and not isinstance(value, str)):
+        return ""
+    if not isinstance(value, (str, Number)):
+        raise BadInput(f'The field "{key}" of an example is a text or a number, not of type {type(value).__name__}.')
+    return str(value)
+
+
+def several(values, one: type | tuple[type, ...]) -> list:
+    """The values as a list, where a single value of type `one` stands for a list of it."""
+    return [values] if isinstance(values, one) else list(values)
+
+
 def random_tokens(
     vocab_size: int,
-    lengths: Iterable[int] = LENGTHS,
+    lengths: int | Iterable[int] = LENGTHS,
     seed: int = 0,
     device="cpu",
-    special_ids: Iterable[int] = (),
+    special_ids: int | Iterable[int] = (),
 ) -> dict[int, "torch.LongTensor"]:
     """Random token ids for benchmarks, batch 1.
 
@@ -157,7 +195,8 @@ def random_tokens(
     `special_ids`.
 
     Args:
-        vocab_size: 1 or more. lengths: tokens per sequence. special_ids: ids never drawn, `tokenizer.all_special_ids`.
+        vocab_size: 1 or more. lengths: tokens per sequence, one or several. special_ids: ids never drawn,
+            `tokenizer.all_special_ids`.
 
     Returns:
         {length: LongTensor (1, length)} on `device`, the same for the same seed on every device, and for one length
@@ -169,7 +208,7 @@ def random_tokens(
     import torch
 
     margin = min(100, (vocab_size + 1) // 4)
-    special = set(special_ids)
+    special = set(several(special_ids, int))
     allowed = torch.tensor([i for i in range(margin, vocab_size - margin) if i not in special], dtype=torch.long)
     if not len(allowed):
         raise BadInput(
@@ -177,7 +216,9 @@ def random_tokens(
             "leaves nothing to draw: pass the tokenizer's real size."
         )
     tokens = {}
-    for length in lengths:
+    for length in several(lengths, (Number, str, type(None))):
+        if not isinstance(length, Integral):
+            raise BadInput(f"A sequence's length is a whole number of tokens, not {length!r}: lengths=[256] makes one.")
         if length < 1:
             raise BadInput(f"A sequence has 1 token or more; a length of {length} was asked for.")
         # The CPU's generator keeps 32 bits of its seed, so mix length and seed into those, and draw on the CPU always.

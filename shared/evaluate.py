@@ -17,7 +17,7 @@ returns the whole result, equal to the last bit to that of one process: batches 
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -26,16 +26,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared import models, timing
+from shared import data, models, timing
 from shared.errors import BadInput
 from shared.scan import in_transformers
 
 Text = str | Iterable[str]  # an iterable is read piece by piece, such as the lines of a file
 BATCH_TOKENS = 2048  # of one forward, padding counted, where a window is not longer; their logits take the memory
 GROUP_CHARACTERS = 2**14  # documents are batched together, and given to a process, in groups of about this size
-PIECE = 2**16  # characters of a streamed text that are tokenized at once
+PIECE = 2**15  # characters of a streamed text that are tokenized at once; twice as many at most
 POOL = 256  # windows that are sorted by length before they are batched
-BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
+PROBE = 64  # tokens of each of the two windows that show whether a model goes on from its cache
+CARRY_ROUNDING = 64  # times the dtype's precision: how far a token's nats may be off
+# Where byte-level tokenizers begin a token, the best first: a space between words; white space after a letter or digit
+# (some take line breaks to the punctuation before them); any other; punctuation after a letter or digit.
+BOUNDARIES = tuple(
+    re.compile(f"{before}{after}")
+    for before, after in (
+        (r"(?<=\S)", r" (?=\S)"),
+        (r"(?<=[^\W_])", r"(?=\s)"),
+        (r"(?<=\S)", r"(?=\s)"),
+        (r"(?<=[^\W_])", r"(?=[!-/:-@\[-`{-~、-】！-／])"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -61,15 +73,23 @@ class Perplexity:
     @property
     def token_perplexity(self) -> float:
         """exp of the mean nats per token. Models with different tokenizers have different tokens: do not compare."""
-        return math.exp(self.nll / self.tokens)
+        return _exp(self.nll, self.tokens)
 
     @property
     def word_perplexity(self) -> float:
-        return math.exp(self.nll / self.words)
+        """exp of the mean nats per word; inf where no float is as large, as for one long word, and without words."""
+        return _exp(self.nll, self.words)
 
     @property
     def bits_per_byte(self) -> float:
         return self.nll / math.log(2) / self.bytes
+
+
+def _exp(nll: float, units: int) -> float:
+    try:
+        return math.exp(nll / units)
+    except (OverflowError, ZeroDivisionError):
+        return math.inf
 
 
 def perplexity(
@@ -84,14 +104,15 @@ def perplexity(
         carry: hand the cache from window to window instead; the context is then all that came before.
 
     Raises:
-        BadInput: a window or stride that is none, no tokenizer, no text.
+        BadInput: a window or stride that is none, no tokenizer or one without a token that starts a text, no text, a
+            document (named by its number) that is none, a model that does not go on exactly from its cache.
         ContextTooLong: more than the model's positions.
     """
     share, shares = _process()
     groups = (group for number, group in enumerate(_groups(texts)) if number % shares == share)
     found = {}
     for group in groups:
-        readers = {number: _Reader(tokenizer, text) for number, text in group}
+        readers = {number: _Reader(tokenizer, text, number) for number, text in group}
         nats = dict.fromkeys(readers, 0.0)
         for part, scores in _scores(model, readers, window, stride, carry):
             nats[part.document] += scores.sum().item()
@@ -116,7 +137,7 @@ def token_nll(
     The arguments are those of `perplexity`. The first token of a text has one before it: the one that starts it.
     """
     found = []
-    for part, scores in _scores(model, {0: _Reader(tokenizer, text)}, window, stride, carry):
+    for part, scores in _scores(model, {0: _Reader(tokenizer, _checked(text, 0), 0)}, window, stride, carry):
         before = torch.arange(len(scores)) + part.first + 1 + (part.start if carry else 0)
         found.append((part.start + part.first, scores, before))
     if not found:
@@ -131,16 +152,14 @@ def token_nll(
 class _Reader:
     """A text's tokens, piece by piece, and what went by: tokens, words, bytes."""
 
-    def __init__(self, tokenizer, text: Text):
-        if tokenizer is None:
-            raise BadInput('Text cannot be scored without a tokenizer: load the model with weights="trained".')
-        self.tokenizer, self.text = tokenizer, text
+    def __init__(self, tokenizer, text: Text, number: int = 0):
+        self.begin, self.tokenizer = data.start_token(tokenizer), tokenizer
+        self.text, self.number = text, number
         self.tokens = self.words = self.bytes = 0
 
     def __iter__(self) -> Iterator[list[int]]:
-        begin = self.tokenizer.bos_token_id
-        yield [self.tokenizer.eos_token_id if begin is None else begin]
-        for piece in [self.text] if isinstance(self.text, str) else _pieces(self.text):
+        yield [self.begin]
+        for piece in [self.text] if isinstance(self.text, str) else _pieces(_parts(self.text, self.number)):
             ids = self.tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
             self.tokens += len(ids)
             self.words += len(piece.split())
@@ -148,20 +167,56 @@ class _Reader:
             yield ids
 
 
+def _checked(text, number: int) -> Text:
+    """The document, or BadInput with its number where it is neither a text nor a stream of texts."""
+    if not isinstance(text, str):
+        if isinstance(text, Iterable) and not isinstance(text, (bytes, bytearray, Mapping)):
+            return text
+        raise BadInput(f"Document {number} is {_said(text)}: give a str, or an iterable of str.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"Document {number} has a lone surrogate, {text[error.start]!a}, at character {error.start}, which is no "
+            'text: decode its bytes as UTF-8, or with errors="replace".'
+        ) from None
+    return text
+
+
+def _parts(stream: Iterable[str], number: int) -> Iterator[str]:
+    for count, part in enumerate(stream):
+        if not isinstance(part, str):
+            raise BadInput(f"Part {count} of document {number} is {_said(part)}: a streamed text has parts of str.")
+        yield _checked(part, number)
+
+
+def _said(value) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
 def _pieces(stream: Iterable[str]) -> Iterator[str]:
-    """The same text in pieces that end before a single space between two words.
+    """The same text in pieces of PIECE to 2 PIECE characters, but for the last, cut at the first of BOUNDARIES.
 
     Byte-level tokenizers (all of the course's but Mixtral's and Jamba's) begin a token there, so the tokens are those
-    of the whole text; SentencePiece puts one more in front of each piece.
+    of the whole text; SentencePiece puts one more in front of each piece. A run of PIECE characters that has no
+    boundary, such as letters alone, is cut where it reaches that size.
     """
-    held = ""
+    held, size = [], 0
     for part in stream:
-        held += part
-        while cut := BETWEEN_WORDS.search(held, PIECE):
-            yield held[: cut.start()]
-            held = held[cut.start() :]
-    if held:
-        yield held
+        held.append(part)
+        size += len(part)
+        if size < 2 * PIECE:
+            continue
+        text, start = "".join(held), 0
+        while len(text) - start >= 2 * PIECE:
+            least, most = start + PIECE, start + 2 * PIECE
+            cuts = (boundary.search(text, least, most) for boundary in BOUNDARIES)
+            end = next((cut.start() for cut in cuts if cut), most)
+            yield text[start:end]
+            start = end
+        held, size = [text[start:]], len(text) - start
+    if size:
+        yield "".join(held)
 
 
 class _Window(NamedTuple):
@@ -192,9 +247,13 @@ def _windows(document: int, pieces: Iterable[list[int]], window: int, stride: in
 
 def _groups(texts: Iterable[Text]) -> Iterator[list[tuple[int, Text]]]:
     """Documents with their numbers, so many together that a batch can be filled; a streamed one stands alone."""
+    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, bytearray, Mapping)) or hasattr(texts, "columns"):
+        raise BadInput(
+            f"The documents are {_said(texts)}: give a list of str, such as the values of a dict or a column."
+        )
     group, size = [], 0
     for number, text in enumerate([texts] if isinstance(texts, str) else texts):
-        group.append((number, text))
+        group.append((number, _checked(text, number)))
         size += len(text) if isinstance(text, str) else GROUP_CHARACTERS
         if size >= GROUP_CHARACTERS:
             yield group
@@ -225,17 +284,46 @@ def _scores(
     recurrent = model.config.model_type in timing.STATE_ONLY
     if not recurrent:
         models.check_context(model, window)
+    proven = False
     for document, reader in readers.items() if carry else ():
-        cache = None
+        cache = before = None
         for part in _windows(document, reader, window, window, carry):
             if not recurrent:
                 models.check_context(model, part.start + len(part.ids) - 1)
+            if before and not proven:
+                _check_carries(model, before.ids)
+                proven = True
+            before = part
             (scores,), cache = _nats(model, [part], cache, carry=True)
             yield part, scores
     every = (part for item in readers.items() for part in _windows(*item, window, stride, carry))
     while not carry and (pool := list(islice(every, POOL))):
         for batch in _batches(pool):
             yield from zip(batch, _nats(model, batch)[0], strict=True)
+
+
+def _check_carries(model, ids: list[int]) -> None:
+    """Read a short piece of a window twice over, in one pass and in two: raise BadInput where the nats differ.
+
+    Some hybrids of transformers (Bamba) drop their state where a filled cache is continued by more than one token, and
+    some models have no cache to hand over.
+    """
+    size = int(min(len(ids) - 1, PROBE, models.positions(model) // 2))
+    twice = ids[:size] * 2 + ids[:1]
+    whole, first, second = (
+        _Window(0, twice, size, 0),
+        _Window(0, twice[: size + 1], 0, 0),
+        _Window(0, twice[size:], 0, 0),
+    )
+    expected = _nats(model, [whole])[0][0]
+    _, cache = _nats(model, [first], carry=True)
+    found = _nats(model, [second], cache, carry=True)[0][0]
+    off = (found - expected).abs().max().item()
+    if not off <= CARRY_ROUNDING * torch.finfo(model.dtype).eps * (1 + expected.abs().max().item()):
+        raise BadInput(
+            f"A model of the family {model.config.model_type} does not go on exactly from its cache: the nats of a "
+            f"token differ by {off:.2g} from one pass; leave carry=True out, and choose a stride instead."
+        )
 
 
 def _batches(pool: list[_Window]) -> Iterator[list[_Window]]:

@@ -40,10 +40,11 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 # ---- data and models ------------------------------------------------------------------------------------------------
 
 
-def instructions(split: str, skills: Sequence[str] = OLD + NEW) -> list[dict[str, str]]:
+def instructions(split: str, skills: str | Sequence[str] = OLD + NEW) -> list[dict[str, str]]:
     """The shipped examples of a split ("train", "heldout"), in Alpaca's fields, with their "skill"."""
     if split not in SPLITS:
         raise BadInput(f"The instructions have the splits {' and '.join(map(repr, SPLITS))}, not {split!r}.")
+    skills = data.several(skills, str)
     if unknown := set(skills) - {*OLD, *NEW}:
         raise BadInput(f"There is no skill {sorted(unknown)}: the skills are {', '.join(OLD + NEW)}.")
     lines = (INSTRUCT / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -121,10 +122,11 @@ def check_room(model: nn.Module, training_bytes: int) -> None:
 
 @torch.no_grad()
 def answers(model: nn.Module, tokenizer, examples: Sequence[Mapping[str, str]], new_tokens=8, batch=100) -> list[str]:
-    """What the model writes, greedily, for each example, up to its end-of-text token.
+    """What the model writes, greedily, for each example (or the one that is given), up to its end-of-text token.
 
     A response that does not end within `new_tokens` carries a mark, so that it equals no output.
     """
+    examples = data.several(examples, Mapping)
     was_training, found = model.training, []
     device, pad = model.device, tokenizer.pad_token_id
     model.eval()
@@ -146,8 +148,11 @@ def answers(model: nn.Module, tokenizer, examples: Sequence[Mapping[str, str]], 
 
 def exact_match(model: nn.Module, tokenizer, examples: Sequence[Mapping[str, str]], new_tokens: int = 8) -> float:
     """Share of examples whose whole response is the output, and ends there."""
+    examples = data.several(examples, Mapping)
+    if not examples:
+        raise BadInput("There is no example to answer: give one or more.")
     said = answers(model, tokenizer, examples, new_tokens)
-    return sum(text == example["output"].strip() for text, example in zip(said, examples, strict=True)) / len(said)
+    return sum(text == str(example["output"]).strip() for text, example in zip(said, examples, strict=True)) / len(said)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -35,7 +35,7 @@ def fits(
     the reason says what does: the model with 8-bit experts, or the largest smaller model, of the same kind if there is
     one. `bits`: as in `load`.
     """
-    device = memory.pick_device(device)
+    device, dtype = memory.present_device(device), memory.pick_dtype(dtype)
     fit = _fit(name, context, device, dtype, weights, bits)
     if fit:
         return fit

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared import meters
+from shared.errors import BadInput
 from shared.meters import held
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "is_unified",
     "meminfo",
     "pick_device",
+    "pick_dtype",
+    "present_device",
     "track",
 ]
 
@@ -50,10 +53,43 @@ def human(size: float) -> str:
 
 
 def pick_device(device=None):
-    """The torch device that is meant: the one given, or the GPU if there is one, or the CPU."""
+    """The torch device that is meant: the one given, or the GPU if there is one, or the CPU.
+
+    Raises: BadInput for what names none.
+    """
     import torch
 
-    return torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    except (RuntimeError, TypeError):
+        raise BadInput(f'There is no device {device!r}: choose "cpu" or "cuda", or leave it out.') from None
+
+
+def present_device(device=None):
+    """`pick_device`, where this machine has it. Raises: BadInput for a GPU that is not there."""
+    import torch
+
+    found = pick_device(device)
+    try:
+        if found.type == "cuda":
+            torch.cuda.get_device_properties(found)
+    except (AssertionError, RuntimeError):
+        asked = f"torch finds {torch.cuda.device_count()} GPUs and {str(found)!r} was asked for"
+        raise BadInput(f'{asked}: choose "cpu", or leave the device out.') from None
+    return found
+
+
+def pick_dtype(dtype):
+    """The torch dtype that is meant by a torch.dtype or by its name, "bfloat16" or "torch.bfloat16".
+
+    Raises: BadInput for what is no dtype of floating-point weights.
+    """
+    import torch
+
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        raise BadInput(f'Weights are in "bfloat16", "float16", "float32" or "float64", not in {dtype!r}.')
+    return found
 
 
 def is_unified(device=None) -> bool:

@@ -80,12 +80,12 @@ def path(model) -> str:
 # ----------------------------------------------------------------------------------------------------------- loading
 
 
-def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained", device=None, bits: int = 16):
+def load(name: str, dtype: torch.dtype | str = torch.bfloat16, weights: str = "trained", device=None, bits: int = 16):
     """Load a model, in evaluation mode, after a check that it fits.
 
     Args:
         name: one of `MODELS` or `TINY`.
-        dtype: of the weights. Mamba's published configs say float32; the course says bfloat16.
+        dtype: of the weights, or its name. Mamba's published configs say float32; the course says bfloat16.
         weights: "trained"; or "random": the real shapes without a download, right for speed and memory, meaningless
             for text.
         device: default the GPU if there is one, else the CPU.
@@ -100,7 +100,7 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, weights: str = "trained
     """
     if weights not in ("trained", "random"):
         raise BadInput(f'The weights are "trained" or "random", not {weights!r}.')
-    config, device = published_config(check_name(name)), memory.pick_device(device)
+    config, device, dtype = published_config(check_name(name)), memory.present_device(device), memory.pick_dtype(dtype)
     if not (fit := fits(name, device=device, dtype=dtype, weights=weights, bits=bits)):
         raise NotEnoughMemory(fit.reason[:-1] + (guard.others_said() if memory.is_unified(device) else "") + ".")
     quantization = _eight_bit_experts(weights) if bits == 8 else {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shared import experts
+from shared import data, experts
 from shared.errors import BadInput
 
 LONGEST = 256  # tokens: the window that the tiny models were trained with
@@ -29,14 +29,17 @@ class Routed:
 
 
 @torch.inference_mode()
-def route(model: nn.Module, tokenizer, texts: Sequence[str], batch: int = 16, longest: int = LONGEST) -> Routed:
+def route(model: nn.Module, tokenizer, texts: str | Sequence[str], batch: int = 16, longest: int = LONGEST) -> Routed:
     """Run the texts through the model, each by itself after the token that starts a document, and trace its experts.
 
-    Raises: BadInput for an empty text; what `experts.capture` raises.
+    texts: one text or several.
+    Raises: BadInput for no text, an empty one or what is none; what `experts.capture` raises.
     """
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    ids = [row[row[:1] == [start] :] for row in tokenizer(list(texts))["input_ids"]]  # some begin with it themselves
-    if not all(ids):
+    start, texts = data.start_token(tokenizer), data.several(texts, str)
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise BadInput(f"A text to route is a str, not of type {type(wrong[0]).__name__}.")
+    ids = [row[row[:1] == [start] :] for row in tokenizer(texts)["input_ids"]] if texts else []  # some begin with it
+    if not ids or not all(ids):
         raise BadInput("There is nothing to route in an empty text.")
     ids = [[start, *row][: longest + 1] for row in ids]
     device = next(model.parameters()).device

@@ -178,8 +178,10 @@ def selective_scan(
         return_last_state: also return the state after the last step.
         initial_state: (batch, D, N), the state to start from; zero without it.
 
-    Returns: y (batch, D, T) in u's dtype and, if asked for, the state (batch, D, N); arithmetic is float32 at least.
-    Raises: ValueError where shapes disagree.
+    Returns: y (batch, D, T) in u's dtype, float32 for an integer u, and, if asked for, the state (batch, D, N);
+        arithmetic is float32 at least.
+    Raises: ValueError where shapes disagree, or for complex tensors: Mamba's A is real, and while mamba-ssm also takes
+        the complex A of S4 with B and C, this scan does not.
     """
     (batch, width, T), N = u.shape, A.shape[1]
     wanted = {"delta": (batch, width, T), "A": (width, N), "B": (batch, N, T), "C": (batch, N, T), "D": (width,)}
@@ -187,7 +189,13 @@ def selective_scan(
     for name, shape in wanted.items():
         if (found := locals()[name]) is not None and tuple(found.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(found.shape)}, but u {tuple(u.shape)} and N = {N} need {shape}.")
+    for name in ("u", *wanted):
+        if (found := locals()[name]) is not None and found.is_complex():
+            raise ValueError(
+                f"{name} is {found.dtype}, and this scan is for real numbers: give {name}.real if you mean it."
+            )
     dtype = torch.promote_types(u.dtype, torch.float32)
+    u = u if u.is_floating_point() else u.to(dtype)
     A, D, delta_bias = (A.new_zeros(width) if x is None else x for x in (A.t(), D, delta_bias))
     h = A.new_zeros(batch, width, N) if initial_state is None else initial_state
     B, C, h = B.permute(2, 0, 1), C.permute(2, 0, 1), h.transpose(1, 2)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from shared import memory
 from shared.catalogue import MODELS
 from shared.errors import BadInput, DamagedCheckpoint
 
@@ -40,17 +41,18 @@ class ModelSize:
     largest_bytes: int = field(default=0, compare=False)
 
 
-def size(name: str, dtype: torch.dtype = torch.bfloat16, bits: int = 16) -> ModelSize:
+def size(name: str, dtype: torch.dtype | str = torch.bfloat16, bits: int = 16) -> ModelSize:
     """Exact size of a model with weights and cache in `dtype`. Needs no weights and allocates none.
 
     Args:
         bits: 8 for routed experts as int8 (`models.load`); everything else stays in `dtype`.
 
     Raises:
-        BadInput: an unknown name (the message has the known ones and the closest match), or 8 bits without experts.
+        BadInput: an unknown name (the message has the known ones and the closest match), 8 bits without experts, or a
+            dtype that weights do not have.
         DamagedCheckpoint: the config of a tiny model is missing or not JSON.
     """
-    return _size(check_name(name), dtype, bits)
+    return _size(check_name(name), memory.pick_dtype(dtype), bits)
 
 
 @cache

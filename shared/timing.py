@@ -128,13 +128,14 @@ STATE_ONLY = ("mamba", "falcon_mamba", "mamba2")  # model types whose cache is a
 def forward(model, input_ids: torch.Tensor, cache=None, keep: int = 1, use_cache: bool = True):
     """One forward: logits of the last `keep` positions (B, keep, V) and the cache (None without `use_cache`).
 
-    Mamba calls its cache `cache_params`, everything else `past_key_values`; the rest is the same. Only the logits that
-    are asked for are computed: those of 100,000 positions would take 20 GB.
+    Mamba calls its cache `cache_params`, everything else `past_key_values`; the rest is the same. A model with neither
+    (Rwkv) gives None. Only the logits that are asked for are computed: those of 100,000 positions would take 20 GB.
     """
     name = "cache_params" if model.config.model_type in STATE_ONLY else "past_key_values"
     given = {name: cache} if cache is not None else {}
     output = model(input_ids, use_cache=use_cache, logits_to_keep=keep, **given)
-    return output.logits, getattr(output, name)
+    # Some models make all logits whatever they are asked.
+    return output.logits[:, -keep:], getattr(output, name, None)
 
 
 @torch.inference_mode()

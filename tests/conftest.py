@@ -6,8 +6,13 @@ import subprocess
 
 import nbformat
 import pytest
+from hypothesis import settings
 
 from shared import notebooks
+
+# The same few examples at every run, however slow the machine.
+settings.register_profile("course", max_examples=25, deadline=None, derandomize=True)
+settings.load_profile("course")
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
 

@@ -7,7 +7,7 @@ import IPython.display
 import pytest
 import torch
 
-from shared import coloured
+from shared import coloured, models
 from shared.errors import BadInput, Missing
 
 INDICES = torch.tensor([[3, 1], [0, 3], [2, 0], [-1, -1]])
@@ -49,6 +49,36 @@ def test_each_token_says_its_expert_without_colour_and_all_of_them_in_its_toolti
     ]
     assert body.count("<br>") == 1 and "never" not in body
     assert all(coloured.colour(int(e), 4) in body for e in INDICES[:3, 0])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return models.tiny_tokenizer()
+
+
+@pytest.mark.parametrize("text", ["é", "日本", "🙂", "naïve 日本語 🙂!", "👩‍👩‍👧", "ű\n京都", "a\ufffd日"])
+def test_the_bytes_of_a_character_stand_together(tokenizer, text):
+    ids = tokenizer(text).input_ids
+    pieces = coloured.pieces(tokenizer, torch.tensor([*ids, -1]))
+    assert len(pieces) == len(ids) + 1 and "".join(pieces).replace("\ufffd", "") == text.replace("\ufffd", "")
+    chosen, weights = torch.tensor([[1, 0]] * len(ids) + [[-1, -1]]), torch.full((len(pieces), 2), 0.5)
+    marks = spans(coloured.text(pieces, chosen, weights, 4))
+    assert len(marks) == len(ids)  # every token keeps its expert
+    whole = ""
+    for piece, (title, shown) in zip(pieces, marks, strict=False):
+        whole = piece or whole
+        assert shown.endswith("|1|") and title.startswith(repr(whole))
+        assert ("continued" in title) == (piece == "")
+
+
+def test_what_a_cut_leaves_of_a_character_is_still_a_token(tokenizer):
+    ids = tokenizer("a🙂").input_ids
+    assert len(ids) > 3
+    assert coloured.pieces(tokenizer, torch.tensor(ids[:-1]))[0] == "a"
+    assert coloured.pieces(tokenizer, torch.tensor(ids[2:] + tokenizer("日").input_ids))[-3:].count("日") == 1
+    assert coloured.pieces(tokenizer, torch.tensor([-1, *ids, -1]))[1:-1] == coloured.pieces(
+        tokenizer, torch.tensor(ids)
+    )
 
 
 def test_text_cannot_become_markup():

@@ -1,11 +1,18 @@
 """Prompts, instruction format, random tokens and the tiny text: what needs no download."""
 
 import ast
+import math
+import re
 import subprocess
 import sys
+from decimal import Decimal
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared import data
 from shared.errors import BadInput
@@ -119,6 +126,53 @@ def test_an_example_without_an_instruction_is_refused_in_one_sentence(example):
         data.format_instruction(example)
 
 
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (0, "0"), (False, "False"), (12.5, "12.5"), (True, "True"), (np.int64(0), "0"), (np.float32(0.5), "0.5"),
+        (torch.tensor(3), "3"), (Decimal("0.10"), "0.10"), (np.str_("x"), "x"), (None, ""), (math.nan, ""), (pd.NA, ""),
+        ("0", "0"),
+    ],
+)  # fmt: skip
+def test_a_number_in_a_field_is_written(value, written):
+    text = data.format_instruction({"instruction": "Count.", "input": value, "output": value})
+    section = f"### Input:\n{written}\n\n" if written else ""
+    assert text == f"### Instruction:\nCount.\n\n{section}### Response:\n{written}"
+
+
+def test_a_number_can_be_the_instruction_and_a_row_of_a_table_an_example():
+    assert data.format_instruction({"instruction": 0}) == "### Instruction:\n0\n\n### Response:\n"
+    table = pd.DataFrame({"instruction": ["Add."], "input": [math.nan], "output": [0]})
+    assert data.format_instruction(table.iloc[0]) == "### Instruction:\nAdd.\n\n### Response:\n0"
+
+
+@pytest.mark.parametrize("key", ["instruction", "input", "output"])
+@pytest.mark.parametrize("value", [["a"], {"a": 1}, b"a", {1}, np.zeros(2)])
+def test_a_field_that_is_no_text_is_named(key, value):
+    with pytest.raises(BadInput, match=f'^The field "{key}" .* not of type {type(value).__name__}\\.$'):
+        data.format_instruction({"instruction": "Add.", key: value})
+
+
+@pytest.mark.parametrize("example", [None, "text", 3, ["Add."]])
+def test_an_example_that_is_no_mapping_is_one_sentence(example):
+    with pytest.raises(BadInput, match=f"mapping .* not of type {type(example).__name__}"):
+        data.format_instruction(example)
+
+
+LINES = st.text(alphabet=st.characters(exclude_characters="#", exclude_categories=["Cs"]), max_size=30)
+
+
+@given(instruction=LINES.filter(str.strip), given_input=LINES, output=LINES)
+def test_an_instruction_can_be_read_back(instruction, given_input, output):
+    text = data.format_instruction({"instruction": instruction, "input": given_input, "output": output})
+    sections = re.split(r"(?:^|\n\n)### (Instruction|Input|Response):\n", text)[1:]
+    found = dict(zip(sections[::2], sections[1::2], strict=True))
+    plain = lambda field: field.strip("\n").rstrip()  # noqa: E731
+    expected = {"Instruction": plain(instruction), "Input": plain(given_input), "Response": plain(output)}
+    assert found == {heading: field for heading, field in expected.items() if field or heading == "Response"}
+    assert data.format_instruction({"instruction": instruction, "input": given_input}) + plain(output) == text
+
+
 # ---------------------------------------------------------------------------------------------------- random tokens
 
 
@@ -196,6 +250,18 @@ def test_random_tokens_are_the_same_on_the_gpu():
 def test_a_vocabulary_with_nothing_to_draw_is_refused_in_one_sentence(arguments):
     with pytest.raises(BadInput, match=r"^A vocabulary of \d ids .* leaves nothing to draw[^.]*\.$"):
         data.random_tokens(**arguments)
+
+
+@pytest.mark.parametrize("length", [256, np.int64(256)])
+def test_one_length_is_taken_as_a_list_of_it(length):
+    assert torch.equal(data.random_tokens(1024, length)[256], data.random_tokens(1024, [256])[256])
+    assert 500 not in data.random_tokens(1024, 5000, special_ids=500)[5000]
+
+
+@pytest.mark.parametrize("lengths", ["256", [2.5], [None], None, 256.0])
+def test_a_length_that_is_no_whole_number_is_one_sentence(lengths):
+    with pytest.raises(BadInput, match="whole number of tokens"):
+        data.random_tokens(1024, lengths)
 
 
 def test_an_empty_sequence_is_refused():

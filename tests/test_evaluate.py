@@ -1,6 +1,8 @@
 """Perplexity scores every token once, in the harness's windows, in any batches, streamed, carried, and in any number of
 processes."""
 
+import copy
+import itertools
 import math
 import shutil
 import subprocess
@@ -8,12 +10,16 @@ import sys
 import time
 import tracemalloc
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pandas as pd
 import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, BambaConfig, RwkvConfig
 
 from shared import data, evaluate, memory, models, notebooks, scan, timing
 from shared.errors import BadInput, ContextTooLong
@@ -106,6 +112,24 @@ def test_every_token_is_scored_exactly_once(tokens, window, stride, pieces):
         assert 0 < len(part.ids) - 1 - part.first <= (window if part is parts[0] else stride)
 
 
+@given(
+    tokens=st.integers(0, 60),
+    window=st.integers(1, 20),
+    shorter=st.integers(0, 19),
+    cuts=st.lists(st.integers(0, 60), max_size=5),
+    carry=st.booleans(),
+)
+def test_windows_of_any_size_partition_the_tokens(tokens, window, shorter, cuts, carry):
+    stride = window if carry else max(1, window - shorter)
+    ids = list(range(tokens + 1))
+    ends = sorted({1, *(cut for cut in cuts if 0 < cut <= tokens), tokens + 1})
+    pieces = [ids[start:end] for start, end in itertools.pairwise([0, *ends])]
+    parts = list(evaluate._windows(0, iter(pieces), window, stride, carry))
+    assert [token for part in parts for token in part.ids[part.first + 1 :]] == ids[1:]
+    assert all(part.ids == ids[part.start : part.start + len(part.ids)] for part in parts)
+    assert all(len(part.ids) <= window + 1 for part in parts)
+
+
 def test_sums_words_and_bytes_are_those_of_the_texts(zoo, documents):
     model, tokenizer = zoo["transformer"]
     found = evaluate.perplexity(model, tokenizer, [*documents, ""], window=128)
@@ -178,6 +202,46 @@ def test_a_stream_is_read_as_it_is_scored():
     tracemalloc.stop()
     assert scored == reader.tokens == 4 * 300_000 and reader.bytes > 5e6
     assert peak < 2e6
+
+
+WORDS = ["and", "then", "there", "is", "the", "third", "of", "1,000", "words:", "it's"]
+
+
+@pytest.mark.parametrize(
+    "between", ["\n", "\n\n", "\t", "  ", "\r\n", ".\n", ". ", ",", "，", " é\n"], ids=lambda between: repr(between)
+)
+def test_pieces_are_of_bounded_size_and_have_the_tokens_of_the_whole(zoo, between, monkeypatch):
+    monkeypatch.setattr(evaluate, "PIECE", 100)
+    _, tokenizer = zoo["transformer"]
+    parts = [word + between for word in WORDS * 40]
+    pieces = list(evaluate._pieces(parts))
+    assert "".join(pieces) == "".join(parts)
+    assert max(map(len, pieces)) <= 200 and min(map(len, pieces[:-1])) >= 100
+    assert [i for piece in pieces for i in tokenizer(piece).input_ids] == tokenizer("".join(parts)).input_ids
+
+
+def test_a_run_without_a_boundary_is_cut_where_it_is_too_long(monkeypatch):
+    monkeypatch.setattr(evaluate, "PIECE", 100)
+    assert list(map(len, evaluate._pieces(["x"] * 450))) == [200, 200, 50]
+
+
+def test_one_word_a_line_takes_no_longer_than_a_word_after_a_space():
+    """The time of a line does not grow with the lines before it."""
+    start = time.process_time()
+    sizes = [len(piece) for piece in evaluate._pieces("word\n" for _ in range(400_000))]
+    assert time.process_time() - start < 2 and max(sizes) <= 2 * evaluate.PIECE and sum(sizes) == 2_000_000
+
+
+@given(
+    words=st.lists(st.text(min_size=1, max_size=9), max_size=40),
+    between=st.sampled_from([" ", "\n", "\n\n", ", "]),
+    size=st.integers(1, 30),
+)
+def test_any_text_comes_in_pieces_as_it_is(words, between, size):
+    parts = [word + between for word in words]
+    with patch.object(evaluate, "PIECE", size):
+        pieces = list(evaluate._pieces(parts))
+    assert "".join(pieces) == "".join(parts) and all(0 < len(piece) <= 2 * size for piece in pieces)
 
 
 # ---- carried -------------------------------------------------------------------------------------------------------
@@ -261,6 +325,77 @@ def test_other_impossible_requests_are_one_sentence(zoo):
         evaluate.perplexity(model, tokenizer, ["text"], 9000)
     with pytest.raises(ContextTooLong, match="8,192 positions"):
         evaluate.perplexity(model, tokenizer, [data.tiny_long_text()], 4096, carry=True)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ({"a": "text"}, "The documents are of type dict"),
+        (None, "The documents are None"),
+        (b"text", "The documents are of type bytes"),
+        (7, "The documents are of type int"),
+        (pd.DataFrame({"text": ["text"]}), "The documents are of type DataFrame"),
+        (["text", {"text": "text"}], "Document 1 is of type dict"),
+        (["text", None], "Document 1 is None"),
+        (["text", float("nan")], "Document 1 is of type float"),
+        (["text", b"text"], "Document 1 is of type bytes"),
+        (["text", "fine \ud83d"], r"Document 1 has a lone surrogate, '\\ud83d', at character 5"),
+        (["text", ["fine", b"text"]], "Part 1 of document 1 is of type bytes"),
+        (["text", [5, 6]], "Part 0 of document 1 is of type int"),
+        (["text", ["fine", "\udcff"]], "Document 1 has a lone surrogate"),
+    ],
+)
+@pytest.mark.parametrize("carry", [False, True])
+def test_a_document_that_is_no_text_is_named(zoo, texts, said, carry):
+    with pytest.raises(BadInput, match=f"^{said}[^\n]*$"):
+        evaluate.perplexity(*zoo["transformer"], texts, 8, carry=carry)
+
+
+@pytest.mark.parametrize("text", [None, b"text", {"a": "text"}, "\ud83d", [3]])
+def test_the_one_text_of_token_nll_is_looked_at_too(zoo, text):
+    with pytest.raises(BadInput, match="ocument 0"):
+        evaluate.token_nll(*zoo["transformer"], text, 8)
+
+
+def test_strings_in_any_sequence_are_documents(zoo):
+    texts = ["one text", "another text"]
+    expected = evaluate.perplexity(*zoo["transformer"], texts, 8)
+    for same in (tuple(texts), iter(texts), pd.Series(texts), dict(enumerate(texts)).values()):
+        assert evaluate.perplexity(*zoo["transformer"], same, 8) == expected
+
+
+def test_a_tokenizer_without_a_token_to_start_with_is_one_sentence(zoo):
+    model, tokenizer = zoo["transformer"]
+    bare = copy.deepcopy(tokenizer)
+    bare.bos_token = bare.eos_token = None
+    for call in (evaluate.perplexity, evaluate.token_nll):
+        with pytest.raises(BadInput, match="neither a beginning-of-sequence nor an end-of-text token"):
+            call(model, bare, "text", 8)
+
+
+def test_a_perplexity_beyond_all_floats_is_infinite(zoo):
+    found = evaluate.perplexity(*zoo["transformer"], ["qxz" * 700], 64)
+    assert found.words == 1 and found.nll > 710 and found.word_perplexity == math.inf
+    assert math.isfinite(found.token_perplexity) and math.isfinite(found.bits_per_byte)
+    assert evaluate.perplexity(*zoo["transformer"], [" \n"], 64).word_perplexity == math.inf
+    assert evaluate.Perplexity(2000.0, 2, 1, 1, ()).token_perplexity == math.inf
+
+
+def test_a_family_whose_cache_is_not_exact_does_not_carry(zoo):
+    """Bamba drops the state where a filled cache is continued by more than one token; Rwkv has a cache of its own."""
+    _, tokenizer = zoo["transformer"]
+    shape = {"vocab_size": 1024, "hidden_size": 64, "num_hidden_layers": 4}
+    attention = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_layer_indices": [1]}
+    scanned = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16}
+    text = data.tiny_long_text()[:500]
+    for config in (BambaConfig(**shape, **attention, **scanned), RwkvConfig(**shape, context_length=2048)):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        for window in (2, 16, 100):
+            with pytest.raises(BadInput, match=rf"family {config.model_type} .*carry=True"):
+                evaluate.perplexity(model, tokenizer, [text], window, carry=True)
+        assert evaluate.perplexity(model, tokenizer, [text], 16).tokens > 100
+        assert evaluate.perplexity(model, tokenizer, [text], 1000, carry=True).tokens > 100  # nothing to hand over
 
 
 # ---- several processes ---------------------------------------------------------------------------------------------

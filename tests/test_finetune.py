@@ -83,8 +83,19 @@ def test_the_tokenizer_knows_every_word_and_gives_a_heading_one_token():
 def test_unknown_splits_and_skills_are_refused():
     with pytest.raises(BadInput, match="'train' and 'heldout', not 'test'"):
         finetune.instructions("test")
-    with pytest.raises(BadInput, match="no skill"):
-        finetune.instructions("train", ("sort",))
+    for skills in (("sort",), "sort"):
+        with pytest.raises(BadInput, match=r"no skill \['sort'\]"):
+            finetune.instructions("train", skills)
+
+
+def test_one_skill_and_one_example_are_taken_as_lists_of_them():
+    assert finetune.instructions("heldout", "copy") == finetune.instructions("heldout", ("copy",))
+    example, *_ = finetune.instructions("heldout", "copy")
+    model, tokenizer = finetune.base("mamba")
+    assert finetune.answers(model, tokenizer, example) == finetune.answers(model, tokenizer, [example])
+    assert finetune.exact_match(model, tokenizer, example) in (0, 1)
+    with pytest.raises(BadInput, match="no example"):
+        finetune.exact_match(model, tokenizer, [])
 
 
 @pytest.mark.parametrize("name", finetune.BASES)

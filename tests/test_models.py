@@ -1,6 +1,7 @@
 """Sizes to the last parameter, loading that refuses clearly, and predictions that one real forward confirms."""
 
 import ast
+import functools
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import sys
 import nbformat
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from IPython.core.inputtransformer2 import TransformerManager
 from safetensors.torch import load_file, save_file
 from small_models import SMALL, write
@@ -159,6 +162,7 @@ def test_fits_adds_the_cache_of_the_context(monkeypatch):
 @pytest.fixture
 def spark(monkeypatch):
     """A machine of 128 GB that GPU and CPU share, with 119 GB available and no other notebook open."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: None)  # it is there
     monkeypatch.setattr(memory, "is_unified", lambda device=None: True)
     monkeypatch.setattr(memory, "pick_device", lambda device=None: torch.device("cuda"))
     monkeypatch.setattr(memory, "available", lambda device=None: 119_000_000_000)
@@ -306,6 +310,52 @@ def test_random_weights_of_a_published_model_need_no_network_and_no_second_copy(
     assert m.peak_bytes < 1.5 * size.weight_bytes  # a copy in fp32 alone would be twice the weights
     logits, cache = prefill(model, 8)
     assert logits.isfinite().all() and memory.cache_bytes(cache).total == size.state_bytes
+
+
+@pytest.mark.parametrize("name", ["float32", "torch.float32"])
+def test_a_dtype_can_be_given_by_its_name(course, name):
+    model, _ = models.load("tiny/mamba", dtype=name, device="cpu")
+    assert model.dtype == torch.float32
+    assert models.size("tiny/mamba", name) == models.size("tiny/mamba", torch.float32)
+    assert models.fits("tiny/mamba", dtype=name) == models.fits("tiny/mamba", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("ask", [models.size, models.load, models.fits])
+@pytest.mark.parametrize("dtype", ["bf16", "auto", None, 16, float, torch.int8, "int8", ["bfloat16"]])
+def test_what_weights_cannot_be_in_is_one_sentence(ask, dtype):
+    with pytest.raises(ValueError, match="Weights are in") as error:
+        ask("tiny/mamba", dtype=dtype)
+    sentence(error)
+
+
+@pytest.mark.parametrize("ask", [models.load, models.fits])
+@pytest.mark.parametrize("device", ["gpu", "cuda:63", "", "cuda:x", 63, 1.5, ["cuda"]])
+def test_a_device_that_is_not_there_is_one_sentence(ask, device):
+    with pytest.raises(ValueError) as error:
+        ask("tiny/mamba", device=device)
+    assert type(error.value).__name__ == "BadInput" and "choose" in sentence(error)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
+@pytest.mark.parametrize("device", ["cuda", torch.device("cuda"), "cuda:0"])
+def test_a_gpu_on_a_machine_without_one_is_one_sentence(device):
+    with pytest.raises(ValueError, match="torch finds 0 GPUs") as error:
+        models.load("tiny/mamba", device=device)
+    sentence(error)
+
+
+@given(tokens=st.integers(2, 120), batch=st.integers(1, 4), name=st.sampled_from(models.TINY))
+@settings(max_examples=12)
+def test_cache_bytes_grow_with_tokens_and_rows_as_predicted(tokens, batch, name):
+    held = memory.cache_bytes(prefill(shipped(name), tokens, batch)[1])
+    size = models.size(name, torch.float32)
+    assert held.kv == batch * tokens * size.kv_bytes_per_token
+    assert held.conv + held.recurrent == batch * size.state_bytes
+
+
+@functools.cache
+def shipped(name: str):
+    return models.load(name, dtype=torch.float32, device="cpu")[0]
 
 
 def test_an_unknown_kind_of_weights_is_refused():

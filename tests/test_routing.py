@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_models import MIXTRAL, SMALL
 
 from shared import experts, models, routing
@@ -41,6 +43,35 @@ def test_a_long_text_is_cut_and_an_empty_one_refused(olmoe):
     assert routing.route(*olmoe, TEXTS, longest=7).tokens.shape == (3, 7)
     with pytest.raises(BadInput, match="empty text"):
         routing.route(*olmoe, ["Story: once", ""])
+
+
+def test_one_text_is_taken_as_a_list_of_it_and_what_is_no_text_is_refused(olmoe):
+    one = routing.route(*olmoe, "one text")
+    assert torch.equal(one.tokens, routing.route(*olmoe, ["one text"]).tokens)
+    with pytest.raises(BadInput, match="empty text"):
+        routing.route(*olmoe, [])
+    for wrong in (None, 5):
+        with pytest.raises(BadInput, match=f"not of type {type(wrong).__name__}"):
+            routing.route(*olmoe, ["one text", wrong])
+    with pytest.raises(BadInput, match="without a tokenizer"):
+        routing.route(olmoe[0], None, ["one text"])
+
+
+WRITTEN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+@given(texts=st.lists(WRITTEN, min_size=1, max_size=4))
+@settings(max_examples=8)
+def test_every_token_of_any_texts_goes_to_k_experts_of_each_layer(olmoe, texts):
+    model, tokenizer = olmoe
+    routed = routing.route(model, tokenizer, texts, batch=2)
+    tokens = sum(len(row) for row in tokenizer(texts)["input_ids"])
+    assert (routed.tokens >= 0).sum() == tokens
+    for layer, chosen in routed.indices.items():
+        real = chosen[routed.tokens >= 0]
+        counts = torch.bincount(real.flatten(), minlength=routing.number_of_experts(model))
+        assert counts.sum() == tokens * model.config.num_experts_per_tok and counts.max() <= tokens
+        assert (chosen[routed.tokens < 0] == -1).all() and (routed.weights[layer][routed.tokens >= 0] >= 0).all()
 
 
 def test_a_tokenizer_that_writes_the_start_itself_does_not_get_a_second_one(olmoe):

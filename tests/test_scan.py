@@ -485,3 +485,31 @@ def test_a_kernel_keeps_what_starts_from_zero_and_the_scan_takes_what_continues(
     assert calls == 3 * [30]  # once per layer, and not for the second piece
     torch.testing.assert_close(on_cpu, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+# ---- kinds of numbers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8, torch.bool])
+def test_an_integer_input_is_promoted_and_nothing_is_cut_off(dtype):
+    given = inputs()
+    given["u"] = (4 * given["u"]).abs().to(dtype)
+    found, state = scan.selective_scan(**given, return_last_state=True)
+    expected, last = scan.selective_scan(**given | {"u": given["u"].float()}, return_last_state=True)
+    assert found.dtype == torch.float32 and torch.equal(found, expected) and torch.equal(state, last)
+
+
+@pytest.mark.parametrize("name", ["delta", "A", "B", "C", "D", "z", "delta_bias"])
+def test_any_other_integer_is_promoted_too(name):
+    given = inputs()
+    given[name] = (4 * given[name]).int()
+    expected = scan.selective_scan(**given | {name: given[name].float()})
+    assert torch.equal(scan.selective_scan(**given), expected)
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"])
+def test_a_complex_input_is_refused_in_one_sentence(name):
+    given = inputs() | {"initial_state": torch.zeros(2, 6, 4)}
+    given[name] = given[name].to(torch.complex64)
+    with pytest.raises(ValueError, match=f"^{name} is torch.complex64, and this scan is for real numbers"):
+        scan.selective_scan(**given)
