@@ -13,7 +13,7 @@ Shapes: B sequences, T tokens of the longest one, E experts of a layer, k expert
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -44,12 +44,12 @@ def capture(model: nn.Module, counts_only: bool = False) -> Iterator["Trace"]:
     whole = {model, _inner(model)}
     with ExitStack() as hooks:
         for part in whole:
-            hooks.callback(part.register_forward_pre_hook(trace._begin, with_kwargs=True).remove)
+            hooks.callback(part.register_forward_pre_hook(_Hook(trace._begin), with_kwargs=True).remove)
         for layer, module in watched.items():
-            hooks.callback(module.register_forward_pre_hook(trace._dispatch(layer)).remove)
+            hooks.callback(module.register_forward_pre_hook(_Hook(trace._dispatch(layer))).remove)
         # It is not called when the forward raises: a half-finished call stays out of the trace.
         for part in whole:
-            hooks.callback(part.register_forward_hook(trace._end).remove)
+            hooks.callback(part.register_forward_hook(_Hook(trace._end)).remove)
         hooks.callback(setattr, Cache, "crop", Cache.crop)
         Cache.crop = trace._crop(Cache.crop)
         yield trace
@@ -75,6 +75,19 @@ def experts_modules(model: nn.Module) -> dict[int, nn.Module]:
             "hidden, indices, weights), which capture watches: trace another model, or hook its router yourself."
         )
     raise BadInput(f"This {kind} model is dense: it has no experts to trace.")
+
+
+class _Hook:
+    """A hook of the traced model alone: what stands in a copy of it, or in a pickle, does nothing."""
+
+    def __init__(self, call: Callable | None = None):
+        self.call = call
+
+    def __call__(self, *args):
+        return self.call(*args) if self.call else None
+
+    def __reduce__(self):  # of copy and pickle
+        return _Hook, ()
 
 
 @dataclass

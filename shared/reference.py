@@ -55,7 +55,8 @@ def rows(part: str, scale: str) -> pd.DataFrame:
     for name, content in machines(scale).items():
         frame = pd.DataFrame(content["rows"], columns=content["columns"])
         frame = frame[frame.part.str.startswith(part) & (frame.status == "ok")].dropna(axis=1, how="all")
-        frames.append(frame.assign(machine=name, bandwidth=content["bandwidth"]))
+        if len(frame):
+            frames.append(frame.assign(machine=name, bandwidth=content["bandwidth"]))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["machine", "model", "graph"])
 
 

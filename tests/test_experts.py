@@ -1,7 +1,9 @@
 """What `experts.capture` says is what the model dispatches: on every MoE architecture of transformers, by ablation."""
 
+import copy
 import functools
 import gc
+import pickle
 import statistics
 import time
 import weakref
@@ -497,6 +499,20 @@ def test_an_error_in_mid_forward_leaves_no_hooks_and_no_half_call(error):
             model(ids)
         handle.remove()
         model(ids)
+    assert_same(again, trace)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_what_a_copy_of_the_traced_model_does_is_not_traced(copied):
+    model, ids = mixture(), PADDED[1:]
+    with experts.capture(model) as trace:
+        model(ids)
+        other = copied(model)
+        other(ids)
+    assert trace.tokens.tolist() == ids.tolist()
+    torch.testing.assert_close(other(ids).logits, model(ids).logits, rtol=0, atol=0)
+    with experts.capture(other) as again:
+        other(ids)
     assert_same(again, trace)
 
 
