@@ -2,6 +2,7 @@
 
 import math
 import re
+import statistics
 
 import pandas as pd
 import pytest
@@ -171,7 +172,8 @@ def test_the_page_names_the_first_of_three_panels(said, quality):
 
 def test_models_of_a_few_megabytes_reach_a_small_share_of_the_bound(said):
     shares = [share for row in rows_of(said["roofline"]).values() for share in row]
-    assert len(shares) == 18 and max(shares) < 50, "percent"
+    # The bandwidth is measured once: where other work halves it, each share doubles.
+    assert len(shares) == 18 and max(shares) < 100 and statistics.median(shares) < 50, "percent"
 
 
 def test_the_download_that_the_header_names_is_that_of_the_published_files():
@@ -189,7 +191,7 @@ def test_mixtures_of_other_machines_stand_beside_the_bound(said):
         assert machine in said["mixtures-before"] and machine in said["cost-figure"]
     shares = re.findall(r"(tiny/[\w-]+) at 256 tokens: ([\d.]+)%", said["mixtures-before"])
     assert {name for name, _ in shares} == {"tiny/olmoe", "tiny/deepseek-moe"}
-    assert all(0 < float(share) < 100 for _, share in shares)
+    assert all(0 < float(share) < 50 for _, share in shares), "measured on a quiet machine"
 
 
 def test_the_path_of_the_scan_is_said_where_mamba_is_timed(said, cost):
