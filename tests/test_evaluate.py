@@ -266,7 +266,8 @@ def test_200_000_tokens_cost_mamba_constant_memory(zoo, monkeypatch):
 
     def watched(*arguments, **options):
         logits, cache = forward(*arguments, **options)
-        kept.append(memory.cache_bytes(cache).total)
+        if cache is not None:  # what the first windows give at once, to compare with, leaves none
+            kept.append(memory.cache_bytes(cache).total)
         return logits, cache
 
     monkeypatch.setattr(timing, "forward", watched)
