@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 
 import nbformat
@@ -13,6 +14,9 @@ from shared import notebooks
 # The same few examples at every run, however slow the machine.
 settings.register_profile("course", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("course")
+
+# A shell that starts the tests in the background has told them to ignore Ctrl-C, which several of them send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
 

@@ -418,12 +418,10 @@ def test_command_that_only_prints_an_error_is_no_python(clone, offline, tmp_path
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_python_without_venv_names_the_package(clone, tmp_path, monkeypatch):
+def test_python_without_venv_names_the_package(clone, tmp_path):
     """As Debian ships it: the interpreter is there, ensurepip is not."""
-    blocker = tmp_path / "blocker"
-    blocker.mkdir()
-    (blocker / "ensurepip.py").write_text("raise ModuleNotFoundError('No module named ensurepip')")
-    debian = executable(tmp_path / "python3", f'PYTHONPATH="{blocker}" exec "{BASE_PYTHON}" "$@"')
+    answers = 'case "$2" in *_base_executable*) echo "$0" ;; *ensurepip*) exit 1 ;;'
+    debian = executable(tmp_path / "python3", f'{answers} *) exec "{BASE_PYTHON}" "$@" ;; esac')
     sentence = stop_sentence(make(clone, "setup", f"PYTHON={debian}"))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert f"sudo apt install python{version}-venv" in sentence

@@ -66,8 +66,6 @@ def running(no_network, folder) -> tuple[subprocess.Popen, list[psutil.Process]]
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell that starts these tests in the background has told them to ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(folder.rglob(".*-lab-2.4.6-*")):  # papermill writes it first
         assert main.poll() is None
