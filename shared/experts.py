@@ -31,6 +31,8 @@ NOTHING = "Nothing was traced: call the model that capture was given, itself, in
 def capture(model: nn.Module, counts_only: bool = False) -> Iterator["Trace"]:
     """Trace every forward of `model` inside the with; the hooks are gone after it, whatever ends it.
 
+    Until then `Cache.crop` of transformers is watched too, for what assisted decoding takes back.
+
     Args:
         model: a model of transformers with experts. Call it or its `generate`: a call of a part is not seen.
         counts_only: keep one number per layer and expert instead of every choice, so that a book can be traced.

@@ -6,7 +6,7 @@ import torch
 
 from shared import guard, memory, sizes, streaming
 from shared.memory import human
-from shared.sizes import MODELS, TINY, published_config, size
+from shared.sizes import MODELS, TINY, pick_dtype, published_config, size
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def fits(
     the reason says what does: the model with 8-bit experts, or the largest smaller model, of the same kind if there is
     one. `bits`: as in `load`.
     """
-    device, dtype = memory.present_device(device), memory.pick_dtype(dtype)
+    device, dtype = memory.present_device(device), pick_dtype(dtype)
     fit = _fit(name, context, device, dtype, weights, bits)
     if fit:
         return fit

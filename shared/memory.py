@@ -31,7 +31,6 @@ __all__ = [
     "is_unified",
     "meminfo",
     "pick_device",
-    "pick_dtype",
     "present_device",
     "track",
 ]
@@ -76,19 +75,6 @@ def present_device(device=None):
     except (AssertionError, RuntimeError):
         asked = f"torch finds {torch.cuda.device_count()} GPUs and {str(found)!r} was asked for"
         raise BadInput(f'{asked}: choose "cpu", or leave the device out.') from None
-    return found
-
-
-def pick_dtype(dtype):
-    """The torch dtype that is meant by a torch.dtype or by its name, "bfloat16" or "torch.bfloat16".
-
-    Raises: BadInput for what is no dtype of floating-point weights.
-    """
-    import torch
-
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if found not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        raise BadInput(f'Weights are in "bfloat16", "float16", "float32" or "float64", not in {dtype!r}.')
     return found
 
 
@@ -315,6 +301,8 @@ def track(device=None, interval: float = 0.005) -> Tracker:
     reserved on the GPU.
     At entry and at each mark garbage is collected and freed heap given back. That is no part of what follows, but takes
     a tenth of a second where many objects live: do not time across it.
+    While the block lasts, signals that raise (Ctrl-C) pass through a handler of the tracker, which holds them back amid
+    entry and exit; their own handlers are put back.
     Resident memory counts pages that were touched: `torch.empty` alone takes nothing, and the pages of a memory-mapped
     checkpoint count once they are read. On unified memory `guard.watch` runs from the first call on.
 

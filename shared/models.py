@@ -25,7 +25,7 @@ from shared.errors import (
     NotEnoughMemory,
 )
 from shared.fitting import Fit, fits
-from shared.sizes import DATA, MODELS, TINY, ModelSize, check_name, published_config, size
+from shared.sizes import DATA, MODELS, TINY, ModelSize, check_name, pick_dtype, published_config, size
 
 __all__ = [
     "MODELS",
@@ -100,7 +100,7 @@ def load(name: str, dtype: torch.dtype | str = torch.bfloat16, weights: str = "t
     """
     if weights not in ("trained", "random"):
         raise BadInput(f'The weights are "trained" or "random", not {weights!r}.')
-    config, device, dtype = published_config(check_name(name)), memory.present_device(device), memory.pick_dtype(dtype)
+    config, device, dtype = published_config(check_name(name)), memory.present_device(device), pick_dtype(dtype)
     if not (fit := fits(name, device=device, dtype=dtype, weights=weights, bits=bits)):
         raise NotEnoughMemory(fit.reason[:-1] + (guard.others_said() if memory.is_unified(device) else "") + ".")
     quantization = _eight_bit_experts(weights) if bits == 8 else {}

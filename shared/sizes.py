@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from shared import memory
 from shared.catalogue import MODELS
 from shared.errors import BadInput, DamagedCheckpoint
 
@@ -41,6 +40,17 @@ class ModelSize:
     largest_bytes: int = field(default=0, compare=False)
 
 
+def pick_dtype(dtype):
+    """The torch dtype that is meant by a torch.dtype or by its name, "bfloat16" or "torch.bfloat16".
+
+    Raises: BadInput for what is no dtype of floating-point weights.
+    """
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        raise BadInput(f'Weights are in "bfloat16", "float16", "float32" or "float64", not in {dtype!r}.')
+    return found
+
+
 def size(name: str, dtype: torch.dtype | str = torch.bfloat16, bits: int = 16) -> ModelSize:
     """Exact size of a model with weights and cache in `dtype`. Needs no weights and allocates none.
 
@@ -52,7 +62,7 @@ def size(name: str, dtype: torch.dtype | str = torch.bfloat16, bits: int = 16) -
             dtype that weights do not have.
         DamagedCheckpoint: the config of a tiny model is missing or not JSON.
     """
-    return _size(check_name(name), memory.pick_dtype(dtype), bits)
+    return _size(check_name(name), pick_dtype(dtype), bits)
 
 
 @cache
