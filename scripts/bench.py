@@ -20,7 +20,8 @@ import torch
 from transformers.models.mamba import modeling_mamba
 from transformers.utils import logging
 
-from shared import data, memory, meters, models, results, scan, timing
+from shared import data, memory, models, results, scan, timing
+from shared.machine import meters
 from shared.scan import selective_scan
 
 N = 16

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from toolchain import Stop, architecture, check_compiler, check_disk, check_gpu, find_toolkit, jobs
 
-from shared import kernels, memory
-from shared.notebooks import BUILD, ROOT
+from shared.files import BUILD, ROOT
+from shared.machine import kernels, pool
 
 HOME = Path(sys.prefix) / "kernels"
 INSTALLED = HOME / "installed"  # what the .pth names
@@ -182,7 +182,7 @@ def build() -> None:
     toolkit = find_toolkit(torch.version.cuda)
     arch = architecture(capability, toolkit)
     check_compiler(torch.version.cuda)
-    at_once = int(os.environ.get("MAX_JOBS") or jobs(os.cpu_count() or 1, memory.available("cpu")))
+    at_once = int(os.environ.get("MAX_JOBS") or jobs(os.cpu_count() or 1, pool.available("cpu")))
     check_disk(HOME.parent)
     made = {"packages": SOURCES, "architecture": arch, "torch": torch.__version__, "cuda": torch.version.cuda}
     made |= {"python": platform.python_version(), "machine": platform.machine(), "toolkit": str(toolkit)}

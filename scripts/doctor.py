@@ -9,7 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from shared.memory import human  # nothing that imports torch: see `main`
+from shared.units import human  # nothing that imports torch: see `main`
 
 WIDTH, LABEL = 100, 12
 

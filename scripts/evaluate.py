@@ -25,10 +25,10 @@ def texts(name: str) -> list[str]:
 
 
 def sweep_of(options):
-    from shared import sweeps
+    from shared import results
 
     settings = {key: getattr(options, key) for key in ("text", "window", "stride", "carry", "dtype")}
-    return sweeps.Sweep(options.name or f"evaluate-{options.text}", **settings)
+    return results.Sweep(options.name or f"evaluate-{options.text}", **settings)
 
 
 def work(options) -> None:
@@ -37,9 +37,10 @@ def work(options) -> None:
     import torch
     from torch import distributed
 
-    from shared import evaluate, memory, models
+    from shared import evaluate, models
+    from shared.machine import pool
 
-    rank, device = int(os.environ.get("RANK", 0)), memory.pick_device()
+    rank, device = int(os.environ.get("RANK", 0)), pool.pick_device()
     if "RANK" in os.environ:
         distributed.init_process_group("gloo")  # what is exchanged are results, not tensors
         if device.type == "cuda":

@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from shared import cache, hub
-from shared.catalogue import SOURCES
 from shared.errors import BadInput, CourseError, DiskFull
-from shared.memory import human
+from shared.hub import fetch, store
+from shared.hub.catalogue import SOURCES
+from shared.units import human
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "fetch":
             fetch_all(_chosen(options.name, options.lab, options.scale))
         elif options.clear:
-            print(f"freed {human(cache.clear_cache(options.clear, dry_run=False))}")
+            print(f"freed {human(store.clear_cache(options.clear, dry_run=False))}")
         else:
             print(_table())
     except CourseError as problem:
@@ -56,20 +56,20 @@ def fetch_all(names: list[str]) -> None:
     """Fetch several sources, after a look whether the disk has room for all of them together."""
     if not names:
         return
-    missing = [name for name in names if not cache.local(name)]
-    # One alone is looked at by `hub.fetch`, with the sizes that the hub lists.
-    need = sum(hub.download_bytes(name) for name in missing) if len(missing) > 1 else 0
-    if need > (free := hub.disk_free(cache.storage(SOURCES[names[0]]))):
+    missing = [name for name in names if not store.local(name)]
+    # One alone is looked at by `fetch`, with the sizes that the hub lists.
+    need = sum(fetch.download_bytes(name) for name in missing) if len(missing) > 1 else 0
+    if need > (free := fetch.disk_free(store.storage(SOURCES[names[0]]))):
         raise DiskFull(
-            hub.too_small(", ".join(missing), SOURCES[names[0]], f"{human(need)}, and {human(free)} are free")
+            fetch.too_small(", ".join(missing), SOURCES[names[0]], f"{human(need)}, and {human(free)} are free")
         )
     for name in names:
-        print(f"{name}: {hub.fetch(name)}", flush=True)
+        print(f"{name}: {fetch.fetch(name)}", flush=True)
 
 
 def _table() -> str:
     """What `make cache` prints."""
-    rows = cache.cached()
+    rows = store.cached()
     if rows.empty:
         return "The course keeps nothing in the Hugging Face caches yet."
     lines = [f"{'name':<18}{'download':>10}{'Arrow copy':>12}  {'whole':<6} labs"]

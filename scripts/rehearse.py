@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from shared import notebooks
+from shared import files, notebooks
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
 # Smaller numbers for the settings of scale full, by lab.
@@ -85,7 +85,7 @@ def repositories(folder: Path) -> dict:
     """Every repository of the catalogue as a stand-in: (kind, repository) -> (pinned revision, {path: content})."""
     from rehearsal import models, texts
 
-    from shared.catalogue import MODELS
+    from shared.hub.catalogue import MODELS
 
     made = texts.repositories()
     for name, source in MODELS.items():
@@ -127,7 +127,7 @@ def fetch(run: Rehearsal, env: dict[str, str]) -> None:
     wanted = [("LAB=" + run.lab, "SCALE=full"), *(("NAME=" + name,) for name in run.fetched)]
     for arguments in wanted:
         command = ["make", "--no-print-directory", "fetch", *arguments]
-        done = subprocess.run(command, cwd=notebooks.ROOT, env=env, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=files.ROOT, env=env, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
 
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     from rehearsal import models
 
-    folder, bad = notebooks.BUILD / "rehearsal", 0
+    folder, bad = files.BUILD / "rehearsal", 0
     models.write_configs(folder / "configs")
     with hub(folder / "made") as endpoint:
         for run in chosen:

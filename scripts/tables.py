@@ -7,10 +7,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from shared import files, fitting, guard, hub, models
-from shared.catalogue import DATASETS, MODELS
-from shared.memory import human
-from shared.sizes import DATA, TINY, published_config
+from shared import files, models
+from shared.files import DATA
+from shared.hub import fetch
+from shared.hub.catalogue import DATASETS, MODELS
+from shared.machine import guard
+from shared.models import fitting
+from shared.models.sizes import TINY, published_config
+from shared.units import human
 
 FILE = DATA / "README.md"
 CONTEXTS = (4096, 16384, 65536, 100_000)
@@ -33,7 +37,7 @@ def source_rows(sources: dict) -> Iterable[tuple[str, ...]]:
             f"`{name}`",
             f"{source.repo} @ {source.revision[:10]}",
             source.licence,
-            human(hub.download_bytes(name)),
+            human(fetch.download_bytes(name)),
             labs,
         )
 

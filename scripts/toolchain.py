@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from shared.memory import human
+from shared.units import human
 
 JOB_BYTES, DISK_BYTES = 4e9, 2e9  # one compiler at its peak, and everything that the build writes; measured, rounded up
 

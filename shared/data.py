@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from numbers import Integral, Number
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared.cache import cached, clear_cache
 from shared.errors import BadInput
+from shared.files import DATA
+from shared.hub.store import cached, clear_cache
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,6 @@ __all__ = [
     "wikitext",
 ]
 
-DATA = Path(__file__).resolve().parents[1] / "data"
 DOMAINS = (
     "code",
     "mathematics",
@@ -107,12 +106,12 @@ def _rows(name: str, split: str) -> "Dataset":
     """A split of a data set, downloaded where it is missing and read through its Arrow copy."""
     from datasets import Dataset
 
-    from shared import cache, catalogue, hub
+    from shared.hub import catalogue, fetch, store
 
-    source, folder = catalogue.DATASETS[name], hub.fetch(name, split)
+    source, folder = catalogue.DATASETS[name], fetch.fetch(name, split)
     files = [str(folder / file) for file in source.splits[split]]
     # load_dataset(repository) would fetch every split, and load_dataset(repository, data_files=...) fails offline.
-    return Dataset.from_parquet(files, cache_dir=str(cache.arrow(source)))
+    return Dataset.from_parquet(files, cache_dir=str(store.arrow(source)))
 
 
 def _count(wanted: int, there: int, what: str) -> int:

@@ -16,10 +16,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from shared import cache, forecast, guard, hub, kernels, memory, models, notebooks, plans, results
-from shared.catalogue import SOURCES
+from shared import files, models, notebooks, results
 from shared.errors import BadInput
-from shared.memory import human
+from shared.hub import fetch, store
+from shared.hub.catalogue import SOURCES
+from shared.kits import forecast, plans
+from shared.machine import guard, kernels, pool
+from shared.units import human
 
 # ---- the machine ------------------------------------------------------------------------------------------------
 
@@ -72,7 +75,7 @@ def gpu() -> dict:
     found |= {
         "name": properties.name,
         "capability": "{}.{}".format(*capability),
-        "unified": memory.is_unified(),
+        "unified": pool.is_unified(),
         "memory_bytes": properties.total_memory,
         "architectures": architectures,
     }
@@ -131,28 +134,28 @@ def memory_now() -> dict:
 
     On unified memory also what plans leave free (`reserve`) and where the watchdog stops a cell (`floor`).
     """
-    now = memory.meminfo()
-    found = {"available": memory.available("cpu"), "device_available": memory.available(), "holders": holders()}
+    now = pool.meminfo()
+    found = {"available": pool.available("cpu"), "device_available": pool.available(), "holders": holders()}
     found |= {"total": now["MemTotal"], "swap_total": now.get("SwapTotal", 0), "swap_free": now.get("SwapFree", 0)}
     if "MemFree" in now:
         cached = sum(now.get(field, 0) for field in ("Cached", "Buffers", "SReclaimable"))
         found["free"] = now["MemFree"]
         found["page_cache"] = max(0, cached - now.get("Shmem", 0))  # Shmem is in Cached, and no file's
         found["dirty"] = now.get("Dirty", 0) + now.get("Writeback", 0)
-    if memory.is_unified():
+    if pool.is_unified():
         found |= {"reserve": guard.reserve(), "floor": guard.floor(now["MemTotal"])}
     return found
 
 
 def disk() -> dict:
     """Free bytes where the course and the Hugging Face cache lie, and what the course keeps there."""
-    kept = cache.cached()
-    hub_cache = cache.storage(next(iter(SOURCES.values()))).parent
+    kept = store.cached()
+    hub_cache = store.storage(next(iter(SOURCES.values()))).parent
     return {
-        "course": str(notebooks.ROOT),
-        "course_free": shutil.disk_usage(notebooks.ROOT).free,
+        "course": str(files.ROOT),
+        "course_free": shutil.disk_usage(files.ROOT).free,
         "cache": str(hub_cache),
-        "cache_free": hub.disk_free(hub_cache),
+        "cache_free": fetch.disk_free(hub_cache),
         "cached": {row.Index: int(row.download_bytes + row.arrow_bytes) for row in kept.itertuples()},
     }
 
@@ -162,7 +165,7 @@ def disk() -> dict:
 
 def last_run(lab: str, scale: str) -> float | None:
     """Seconds of the last whole run of a lab by `make run` on this machine, None without one."""
-    file = notebooks.BUILD / "executed" / notebooks.path_of(lab).name
+    file = files.BUILD / "executed" / notebooks.path_of(lab).name
     try:
         run = json.loads(file.read_text())["metadata"]["papermill"]
     except (OSError, ValueError, KeyError):
@@ -185,13 +188,13 @@ ROOM = 2e9  # bytes: measuring a GPU's rates takes one
 
 def plan(lab: str, device: dict) -> plans.Plan:
     """What a lab takes at scale full with its own settings: on this machine, or on a DGX Spark where no GPU answers."""
-    answers = device["name"] and not device["why"] and memory.available() > ROOM
+    answers = device["name"] and not device["why"] and pool.available() > ROOM
     return plans.lab(lab, plans.default_settings(lab), on=None if answers else forecast.SPARK)
 
 
 def tiny(lab: str) -> dict:
     least = re.search(r"([\d.]+) GB of free memory", plans.needs(lab, "tiny"))
-    least, free = float(least[1]) * 1e9 if least else 2e9, memory.available("cpu")
+    least, free = float(least[1]) * 1e9 if least else 2e9, pool.available("cpu")
     row = {
         "lab": lab,
         "scale": "tiny",
@@ -217,9 +220,9 @@ def full(lab: str, device: dict) -> dict:
     row = {"lab": lab, "scale": "full", "models": list(fits), "minutes": minutes(lab, "full", expected.seconds)}
     row["memory_bytes"] = fits[largest].needed_bytes if largest else None
     row |= {"forecast_for": expected.on.name, "forecast_seconds": expected.seconds, "peak_bytes": expected.peak_bytes}
-    missing = [name for name in names if not cache.local(name)]
-    download = sum(hub.download_bytes(name) for name in missing)
-    room = hub.disk_free(cache.storage(SOURCES[names[0]])) if names else 0
+    missing = [name for name in names if not store.local(name)]
+    download = sum(fetch.download_bytes(name) for name in missing)
+    room = fetch.disk_free(store.storage(SOURCES[names[0]])) if names else 0
     if device["why"]:
         why = device["why"] if device["name"] else "scale full wants an NVIDIA GPU"
         return row | {"runs": False, "why": why, "change": device["change"]}

@@ -1,4 +1,4 @@
-"""Write a file whole or not at all: beside what is there, and then in its place."""
+"""Where the course's folders are, and writing a file whole or not at all: beside what is there, then in its place."""
 
 import errno
 import os
@@ -7,6 +7,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shared.errors import CourseError
+
+ROOT = Path(__file__).resolve().parents[1]
+LABS = ROOT / "labs"
+DATA = ROOT / "data"
+BUILD = Path(os.environ.get("COURSE_BUILD") or ROOT / "build")  # another place, so that two runs do not meet
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, this user's share of it, a limit of the shell
 

@@ -15,9 +15,8 @@ from pathlib import Path
 
 from shared import files, notebooks
 from shared.errors import CourseError
-from shared.notebooks import BUILD, LABS
 
-FOLDER = BUILD / "launch"
+FOLDER = files.BUILD / "launch"
 LAST = {"2.4.6": "results"}  # lab -> the cell at which the file ends
 PORT = 29500
 
@@ -54,7 +53,7 @@ def worker() -> None:
     """What a process does first: stand where a notebook stands, take its own GPU, leave the talking to process 0."""
     import torch
 
-    os.chdir(LABS)
+    os.chdir(files.LABS)
     if "COURSE_LAUNCH" in os.environ:  # else somebody's own launcher started it
         notebooks.end_with(os.getppid())
     if torch.cuda.is_available():
@@ -134,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, RuntimeError, CourseError) as problem:
         print(problem, file=sys.stderr)
         return 1
-    print(f"{options.nodes} processes have trained; their results are in {BUILD / 'results'}.")
+    print(f"{options.nodes} processes have trained; their results are in {files.BUILD / 'results'}.")
     return 0
 
 

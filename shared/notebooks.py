@@ -31,9 +31,6 @@ from types import ModuleType
 from shared import files
 from shared.errors import BadInput, CourseError
 
-ROOT = Path(__file__).resolve().parents[1]
-LABS = ROOT / "labs"
-BUILD = Path(os.environ.get("COURSE_BUILD") or ROOT / "build")  # another place, so that two runs do not meet
 SCALES = ("tiny", "full")
 # The labs of the course. Another notebook beside them (a copy, a solved one, a draft) is the student's.
 FILES = (
@@ -60,7 +57,7 @@ class Run:
 
     @property
     def page(self) -> Path:
-        return BUILD / "html" / f"{self.notebook.stem}.html"
+        return files.BUILD / "html" / f"{self.notebook.stem}.html"
 
 
 # ---- source -----------------------------------------------------------------------------------------------------
@@ -68,7 +65,7 @@ class Run:
 
 def labs(folder: Path | None = None) -> dict[str, Path]:
     """The labs of the course that exist in a folder (default: labs/): number -> notebook, in order."""
-    paths = {name.split("-")[1]: (folder or LABS) / name for name in FILES}
+    paths = {name.split("-")[1]: (folder or files.LABS) / name for name in FILES}
     return {lab: path for lab, path in paths.items() if path.is_file()}
 
 
@@ -82,11 +79,11 @@ def path_of(lab: str) -> Path:
 
 def remedy(path: Path) -> str:
     """The command that brings the course's own file back."""
-    return f"git restore {os.path.relpath(path, ROOT)}"
+    return f"git restore {os.path.relpath(path, files.ROOT)}"
 
 
 def solutions_path(lab: str) -> Path:
-    return LABS / "solutions" / f"lab_{lab.replace('.', '_')}.py"
+    return files.LABS / "solutions" / f"lab_{lab.replace('.', '_')}.py"
 
 
 def answers(lab: str) -> dict[str, str]:
@@ -124,7 +121,7 @@ def _load(path: Path):
 
     def damaged(what: str) -> BadInput:
         return BadInput(
-            f"{os.path.relpath(path, ROOT)} {what}: keep it under another name, then take the course's own file "
+            f"{os.path.relpath(path, files.ROOT)} {what}: keep it under another name, then take the course's own file "
             f"again, from the ZIP or with {remedy(path)}"
         )
 
@@ -250,7 +247,7 @@ def execute(
     if numbers:
         change_settings(notebook, scale, numbers)
 
-    folder = folder or BUILD / "executed"
+    folder = folder or files.BUILD / "executed"
     out = folder / path_of(lab).name
     ends_with_us = f"__import__('shared.notebooks').notebooks.end_with({os.getpid()})"
     start, error = time.perf_counter(), ""
@@ -261,7 +258,7 @@ def execute(
                 partial,
                 parameters,
                 kernel_name="python3",
-                cwd=LABS,
+                cwd=files.LABS,
                 progress_bar=sys.stderr.isatty(),
                 extra_arguments=[
                     "--IPKernelApp.log_level=40",  # errors only: it warns that localhost is not encrypted
@@ -385,7 +382,7 @@ def _executed(lab: str, scale: str) -> Run:
             for worker in workers:
                 worker.kill()
                 worker.join()
-                for partial in (BUILD / "executed").glob(f".{worker.pid}-*"):
+                for partial in (files.BUILD / "executed").glob(f".{worker.pid}-*"):
                     partial.unlink()
             raise
 
@@ -431,7 +428,7 @@ def index(runs: list[Run]) -> Path:
         f"<td>{html.escape(r.error) or 'no error'}</td></tr>"
         for r in runs
     )
-    page = BUILD / "html" / "index.html"
+    page = files.BUILD / "html" / "index.html"
     files.write(
         page,
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Efficient architectures: solved labs</title>'
@@ -481,7 +478,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(problem, file=sys.stderr)
         return 1
     except OSError as problem:
-        print(files.unwritten(BUILD, problem) if problem.errno in files.FULL else problem, file=sys.stderr)
+        print(files.unwritten(files.BUILD, problem) if problem.errno in files.FULL else problem, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nStopped: the lab that was running has left no page; earlier pages stay.", file=sys.stderr)
@@ -489,7 +486,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "run":
         print(table(runs))
     else:
-        print(f"Open {os.path.relpath(BUILD / 'html' / 'index.html')} in a browser.")
+        print(f"Open {os.path.relpath(files.BUILD / 'html' / 'index.html')} in a browser.")
     good = all(r.passed == r.checks and not r.error for r in runs)
     return 0 if good else 1
 

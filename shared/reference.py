@@ -9,8 +9,8 @@ import re
 import pandas as pd
 
 from shared import results
-from shared.data import DATA
-from shared.memory import human
+from shared.files import DATA
+from shared.units import human
 
 FOLDER = DATA / "reference"
 

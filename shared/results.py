@@ -1,14 +1,25 @@
-"""Where measured results go: tidy CSV under build/results, with the machine and the versions in every row."""
+"""Where measured results go: tidy CSV under build/results, with the machine and the versions in every row.
+
+A sweep over models can be interrupted: each result is kept as it comes, and a second run goes on.
+
+    quality = results.Sweep("lab-2.4.5-tiny-quality", scale="tiny", window=256)
+    for name in zoo:
+        quality.keep(name, lambda: measure(name))   # measured once, then read
+    quality.finish(frame)                           # the CSV is written, what was kept goes
+"""
 
 import datetime
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from shared import files
 from shared.errors import BadInput, CourseError
-from shared.notebooks import BUILD
 
 
 def machine() -> dict[str, str | int]:
@@ -43,7 +54,7 @@ def load(name: str, **same):
     """
     import pandas as pd
 
-    path = BUILD / "results" / f"{name}.csv"
+    path = files.BUILD / "results" / f"{name}.csv"
     if not path.exists():
         return None
     try:
@@ -63,7 +74,67 @@ def save(frame, name: str) -> Path:
     The file is complete or it is the previous one (`files.replacing`).
     Raises: CourseError in one sentence where it cannot be written, such as on a full disk.
     """
-    path = BUILD / "results" / f"{name}.csv"
+    path = files.BUILD / "results" / f"{name}.csv"
     with files.replacing(path) as part:
         frame.assign(**machine()).to_csv(part, index=False)
     return path
+
+
+# ---- a sweep that goes on where it stopped -----------------------------------------------------------------------
+
+
+class Sweep:
+    """Results by item (a model's name), as JSON; `made` counts what this process measured itself.
+
+    A result is a file of its own under build/results/<name>-<key>.unfinished/, complete or not there. The key is made
+    of the settings, the machine and the versions: under others it is another sweep, with a folder of its own, and
+    neither is lost.
+    """
+
+    def __init__(self, name: str, **settings):
+        """settings: all that a result depends on besides its item; JSON values."""
+        where = {key: value for key, value in machine().items() if key != "date"}
+        self.name, self.settings = name, {**settings, **where}
+        key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+        self.folder = files.BUILD / "results" / f"{name}-{key}.unfinished"
+        self.made = 0
+
+    def has(self, item: str) -> bool:
+        """Whether the result of `item` is kept."""
+        return self._read(item) is not None
+
+    def keep(self, item: str, measure: Callable[[], object]):
+        """The kept result of `item`, or what `measure()` returns, which is kept from then on.
+
+        Numbers of numpy and torch are kept as plain ones. Raises: CourseError where the result cannot be written.
+        """
+        if (kept := self._read(item)) is not None:
+            return kept["result"]
+        text = json.dumps({"settings": self.settings, "result": measure()}, default=_plain)
+        files.write(self._file(item), text)
+        self.made += 1
+        return json.loads(text)["result"]
+
+    def finish(self, frame) -> Path:
+        """Write the whole table to build/results/<name>.csv, and forget what was kept: the next run measures anew."""
+        path = save(frame, self.name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return path
+
+    def _file(self, item: str) -> Path:
+        return self.folder / f"{item.replace('/', '--')}.json"
+
+    def _read(self, item: str) -> dict | None:
+        try:
+            kept = json.loads(self._file(item).read_text(encoding="utf-8"))
+            _ = kept["result"]
+        except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged from outside
+            return None
+        return kept
+
+
+def _plain(value):
+    """A number, an array or a tensor as JSON has it."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"A result of a sweep cannot hold {type(value).__name__}: give numbers, text, lists or dicts.")

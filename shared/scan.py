@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from shared import kernels
+from shared.machine import kernels
 
 CHUNK = 64  # steps; the kept states take N / CHUNK times the memory of u
 LANES = 12288  # states of a tile: with fewer, calling torch takes longer than the arithmetic of a step

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shared import graphs, guard, memory, models
+from shared import memory, models
 from shared.errors import NotEnoughMemory
+from shared.machine import graphs, guard
 
 WARM_STEPS = 8  # decode steps before the first that counts: allocator and caches settle
 SLOW = 60  # seconds of a prefill: a sweep leaves out what would take longer
@@ -155,7 +156,7 @@ def generation(
         warmup: runs at the same shape that do not count.
         least_seconds: repeat for so long at least: a run of milliseconds is as short as one disturbance.
         beyond_limit: allow more tokens than the model's position limit. Speed and memory are right there, text is not.
-        graph: replay the decode steps from a CUDA graph (`shared.graphs`). The steps that count are the same ones.
+        graph: replay the decode steps from a CUDA graph (`machine.graphs`). The steps that count are the same ones.
 
     Returns: GenerationTiming; `peak_bytes` above the level before the call, of one prefill and its decoding.
     Raises: models.ContextTooLong beyond the limit, ValueError for fewer than two new tokens, three with `graph`,
@@ -224,7 +225,7 @@ def sweep(
 
     Before each length the last ones are scaled up to it. Its peak is compared with the memory that is there: running
     out raises on a discrete GPU, but hangs a machine with unified memory, where a reserve is left free and the watchdog
-    (`shared.guard`) sees what was not foreseen. Its prefill is compared with `slow`. Neither point is tried, and both
+    (`machine.guard`) sees what was not foreseen. Its prefill is compared with `slow`. Neither point is tried, and both
     are results.
 
     Args:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from shared.kernels import FUNCTIONS, chosen
+from shared.machine.kernels import FUNCTIONS, chosen
 
 # The largest error, as a share of the largest value. float32: the kernels' fast exponential, and sums in another order.
 # bfloat16: a value has 8 bits, and a gradient is summed from such values. What is wrong is wrong by far more.

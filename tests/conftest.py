@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from hypothesis import settings
 
-from shared import notebooks
+from shared import files, notebooks
 
 # The same few examples at every run, however slow the machine.
 settings.register_profile("course", max_examples=25, deadline=None, derandomize=True)
@@ -57,7 +57,7 @@ def made(no_network) -> str:
     """What `make run` printed."""
     # Under `make test` make would add lines of its own about folders.
     done = subprocess.run(
-        ["make", "--no-print-directory", "run"], cwd=notebooks.ROOT, env=no_network, capture_output=True, text=True
+        ["make", "--no-print-directory", "run"], cwd=files.ROOT, env=no_network, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -66,7 +66,7 @@ def made(no_network) -> str:
 @pytest.fixture(scope="module")
 def said(request, made) -> dict[str, str]:
     """What each cell of the module's LAB printed in that run, by the cell's id."""
-    path = notebooks.BUILD / "executed" / notebooks.path_of(request.module.LAB).name
+    path = files.BUILD / "executed" / notebooks.path_of(request.module.LAB).name
     return {cell.id: notebooks.text(cell) for cell in nbformat.read(path, as_version=4).cells}
 
 
@@ -106,7 +106,7 @@ def stub_kernels(folder, extra: str = ""):
 def published_bytes(*names: str) -> int:
     """Bytes of the weights of models as they are published, in the type that their configs name."""
     from shared import models
-    from shared.sizes import published_config
+    from shared.models.sizes import published_config
 
     return sum(models.size(name, published_config(name).dtype).weight_bytes for name in names)
 

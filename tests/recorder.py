@@ -136,7 +136,7 @@ class Stream:
 
 
 class Cuda:
-    """The part of torch.cuda that `shared.graphs` calls."""
+    """The part of torch.cuda that `machine.graphs` calls."""
 
     default = current = Stream()
     strict = None
@@ -144,7 +144,7 @@ class Cuda:
 
     @classmethod
     def install(cls, monkeypatch) -> list[Graph]:
-        from shared import graphs
+        from shared.machine import graphs
 
         cls.current, cls.strict, cls.graphs = cls.default, None, []
         monkeypatch.setattr(graphs, "DEVICE", "cpu")

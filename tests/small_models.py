@@ -67,7 +67,7 @@ def write(folder: Path, kind: str, **options) -> None:
     """Write the small model `kind` into `folder` as save_pretrained does; `options` are passed to it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    import shared.deepseek  # noqa: F401  registers model_type "deepseek"
+    import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
 
     folder.mkdir(parents=True, exist_ok=True)
     # As in the published configs, what is not said has the class's default.

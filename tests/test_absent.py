@@ -9,9 +9,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
-from shared import absent, notebooks
+from shared import absent, files
 from shared.errors import BadInput, DamagedCheckpoint, DiskFull, Missing, NotEnoughMemory
-from shared.guard import MemoryRanLow
+from shared.machine.guard import MemoryRanLow
 
 LOAD = "model, size = load(), 3"
 
@@ -424,7 +424,7 @@ def test_in_a_script_nothing_changes():
         "print('before', flush=True)\n"
         "raise errors.Missing('mamba-2.8b is not here.')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=notebooks.ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=files.ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == "before\n" and "Missing: mamba-2.8b is not here." in done.stderr
 
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import stub_kernels
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
-from shared import checks, notebooks
+from shared import checks, files, notebooks
 
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
 NOT_ATTEMPTED = "not attempted yet. The lab goes on with the course's own version.\n"
@@ -24,7 +24,7 @@ NOT_ATTEMPTED = "not attempted yet. The lab goes on with the course's own versio
 
 def executed(lab: str):
     """A lab as `make run` left it. On a busy machine a kernel sends one print in two parts: they are one output."""
-    notebook = nbformat.read(notebooks.BUILD / "executed" / notebooks.path_of(lab).name, as_version=4)
+    notebook = nbformat.read(files.BUILD / "executed" / notebooks.path_of(lab).name, as_version=4)
     return CoalesceStreamsPreprocessor().preprocess(notebook, {})[0]
 
 
@@ -39,7 +39,7 @@ def test_make_run_ends_with_a_table_of_labs_that_pass_all_checks(made, lab):
     (row,) = [r for r in rows if r.startswith(lab)]
     exercises = len(notebooks.answers(lab))
     assert f"{exercises} of {exercises}" in row
-    assert (notebooks.ROOT / row.split()[-1]).is_file()
+    assert (files.ROOT / row.split()[-1]).is_file()
     seconds, peak = float(row.split()[1]), float(row.split()[2])
     assert seconds > 1 and 0.2 < peak < 24  # GB: torch alone takes more than the lower bound
 
@@ -96,7 +96,7 @@ def compared(made, no_network, tmp_path_factory) -> Callable[[str], str]:
         options = ["--nbval", "-p", "no:cacheprovider", "-v", "-c", os.devnull, "--nbval-cell-timeout", "300"]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, "--rootdir", folder, path],
-            cwd=notebooks.LABS,
+            cwd=files.LABS,
             env=nothing_from_before,
             capture_output=True,
             text=True,
@@ -130,7 +130,7 @@ def test_nbval_would_see_a_changed_result(compared, lab):
 
 @EACH
 def test_the_page_opens_from_disk_without_any_network(made, lab):
-    page = (notebooks.BUILD / "html" / f"{notebooks.path_of(lab).stem}.html").read_text(encoding="utf-8")
+    page = (files.BUILD / "html" / f"{notebooks.path_of(lab).stem}.html").read_text(encoding="utf-8")
     outside = re.findall(r"""(?:src|href)=["'](?!#|data:)([^"']+)""", page)
     assert outside == []
     assert "@import" not in page and "url(http" not in page
@@ -141,6 +141,6 @@ def test_the_page_opens_from_disk_without_any_network(made, lab):
 
 
 def test_the_index_links_every_page(made):
-    page = (notebooks.BUILD / "html" / "index.html").read_text(encoding="utf-8")
+    page = (files.BUILD / "html" / "index.html").read_text(encoding="utf-8")
     for lab in notebooks.labs():
         assert f'href="{notebooks.path_of(lab).stem}.html"' in page

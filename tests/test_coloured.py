@@ -7,8 +7,9 @@ import IPython.display
 import pytest
 import torch
 
-from shared import coloured, models
+from shared import models
 from shared.errors import BadInput, Missing
+from shared.kits import coloured
 
 INDICES = torch.tensor([[3, 1], [0, 3], [2, 0], [-1, -1]])
 WEIGHTS = torch.tensor([[0.7, 0.2], [0.5, 0.25], [0.9, 0.1], [0.0, 0.0]])

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import data
+from shared import data, files
 from shared.errors import BadInput
 
 OPENINGS = {
@@ -210,7 +210,7 @@ def test_random_tokens_never_contain_special_tokens():
 def test_random_tokens_avoid_the_special_tokens_of_the_tiny_tokenizer():
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(data.DATA / "tiny" / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(files.DATA / "tiny" / "tokenizer")
     ids = data.random_tokens(len(tokenizer), [100_000])[100_000]
     assert not set(tokenizer.all_special_ids) & set(ids[0].tolist())
 

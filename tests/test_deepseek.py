@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from shared import deepseek
+from shared.models import deepseek
 
 # A published config.json of transformers 4 (deepseek-ai/deepseek-moe-16b-base), with small sizes.
 PUBLISHED = {

@@ -13,8 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from shared import cache, doctor, fitting, forecast, guard, hub, kernels, memory, notebooks, plans
-from shared.notebooks import ROOT
+from shared import doctor, files, memory, notebooks
+from shared.files import ROOT
+from shared.hub import fetch, store
+from shared.kits import forecast, plans
+from shared.machine import guard, kernels, pool
+from shared.models import fitting
 
 spec = importlib.util.spec_from_file_location("doctor_page", ROOT / "scripts/doctor.py")
 page = importlib.util.module_from_spec(spec)
@@ -55,7 +59,7 @@ def device(monkeypatch, name, capability, unified, total, free):
 
 def meminfo(tmp_path, monkeypatch, text):
     (tmp_path / "meminfo").write_text(text)
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(pool, "MEMINFO", tmp_path / "meminfo")
 
 
 def read(found) -> str:
@@ -123,7 +127,7 @@ def test_a_scale_has_the_needs_that_its_lab_documents(here):
 
 
 def test_minutes_are_those_of_the_last_run_here(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor.notebooks, "BUILD", tmp_path)
+    monkeypatch.setattr(files, "BUILD", tmp_path)
     file = tmp_path / "executed" / notebooks.path_of("2.4.1").name
     assert doctor.minutes("2.4.1", "tiny") == "about a minute on two cores"
     file.parent.mkdir()
@@ -149,7 +153,7 @@ def test_scale_full_has_the_time_and_the_memory_of_its_plan(tmp_path, monkeypatc
 def test_a_gpu_that_answers_is_planned_for_and_a_full_one_is_not_asked(spark, monkeypatch):
     row = doctor.full("2.4.1", doctor.gpu())
     assert row["forecast_for"] == "this machine" and "from three rates measured on it" in page.full_line([row])
-    monkeypatch.setattr(memory, "available", lambda device=None: 10**9)
+    monkeypatch.setattr(pool, "available", lambda device=None: 10**9)
     assert doctor.full("2.4.1", doctor.gpu())["forecast_for"] == "DGX Spark"
 
 
@@ -194,13 +198,13 @@ def test_a_machine_whose_kernel_says_little_has_its_page_all_the_same(monkeypatc
 
 
 def test_what_a_spark_lacks_for_a_lab_is_a_download(spark, monkeypatch, tmp_path):
-    monkeypatch.setattr(cache, "local", lambda name, split=None: None)
+    monkeypatch.setattr(store, "local", lambda name, split=None: None)
     row = doctor.full("2.4.1", doctor.gpu())
     assert not row["runs"] and row["change"] == "make fetch LAB=2.4.1 SCALE=full"
     assert "mamba-2.8b, pythia-2.8b, pg19 (16.6 GB)" in row["why"]
-    monkeypatch.setattr(hub, "disk_free", lambda folder: 10**9)
+    monkeypatch.setattr(fetch, "disk_free", lambda folder: 10**9)
     assert "HF_HOME" in doctor.full("2.4.1", doctor.gpu())["change"]
-    monkeypatch.setattr(cache, "local", lambda name, split=None: tmp_path)
+    monkeypatch.setattr(store, "local", lambda name, split=None: tmp_path)
     assert doctor.full("2.4.1", doctor.gpu())["runs"]
 
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, BambaConfig, RwkvConfig
 
-from shared import data, evaluate, memory, models, notebooks, scan, timing
+from shared import data, evaluate, files, memory, models, scan, timing
 from shared.errors import BadInput, ContextTooLong
 
 NAMES = ("mamba", "transformer", "olmoe", "deepseek-moe", "jamba")
@@ -404,31 +404,31 @@ def test_a_family_whose_cache_is_not_exact_does_not_carry(zoo):
 
 def shared_out(processes: int, *arguments: str):
     command = [sys.executable, "scripts/evaluate.py", "--processes", str(processes), *arguments]
-    return subprocess.run(command, cwd=notebooks.ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=files.ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> pd.DataFrame:
     done = shared_out(1, "tiny/transformer", "tiny/jamba", "--name", "test-alone")
     assert done.returncode == 0, done.stderr
-    return pd.read_csv(notebooks.BUILD / "results" / "test-alone.csv").iloc[:, :8]
+    return pd.read_csv(files.BUILD / "results" / "test-alone.csv").iloc[:, :8]
 
 
 def test_two_processes_give_the_same_bits_as_one(alone):
     done = shared_out(2, "tiny/transformer", "tiny/jamba", "--name", "test-shared")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("saved to") == 1 and done.stdout.count("tiny/jamba:") == 1  # said once, written once
-    found = pd.read_csv(notebooks.BUILD / "results" / "test-shared.csv").iloc[:, :8]
+    found = pd.read_csv(files.BUILD / "results" / "test-shared.csv").iloc[:, :8]
     pd.testing.assert_frame_equal(found, alone, check_exact=True)
 
 
 def test_a_killed_worker_ends_the_run_with_one_sentence_and_the_next_run_goes_on(alone):
     name, models_ = "test-killed", ("tiny/transformer", "tiny/jamba")
-    results = notebooks.BUILD / "results"
+    results = files.BUILD / "results"
     for folder in results.glob(f"{name}-*.unfinished"):
         shutil.rmtree(folder)
     command = [sys.executable, "scripts/evaluate.py", *models_, "--processes", "2", "--name", name]
-    running = subprocess.Popen(command, cwd=notebooks.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(command, cwd=files.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while running.poll() is None and not list(results.glob(f"{name}-*.unfinished/*.json")):
             time.sleep(0.05)
@@ -441,7 +441,7 @@ def test_a_killed_worker_ends_the_run_with_one_sentence_and_the_next_run_goes_on
     assert complaint.count("\n") == 1 and "1 of 2 models are finished" in complaint and "-9" in complaint
     again = shared_out(2, *models_, "--name", name)
     assert again.returncode == 0 and "tiny/transformer: " in again.stdout and "kept from before" in again.stdout
-    found = pd.read_csv(notebooks.BUILD / "results" / f"{name}.csv").iloc[:, :8]
+    found = pd.read_csv(files.BUILD / "results" / f"{name}.csv").iloc[:, :8]
     pd.testing.assert_frame_equal(found, alone, check_exact=True)
 
 

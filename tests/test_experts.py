@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-import shared.deepseek  # noqa: F401  registers model_type "deepseek"
+import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
 from shared import experts
 from shared.errors import BadInput, CourseError
-from shared.sizes import DATA, TINY
+from shared.files import DATA
+from shared.models.sizes import TINY
 
 # ---- every architecture of the registry, tiny -----------------------------------------------------------------------
 

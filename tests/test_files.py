@@ -8,7 +8,7 @@ import sys
 import pandas as pd
 import pytest
 
-from shared import files, notebooks, results, sweeps
+from shared import files, notebooks, results
 from shared.errors import CourseError
 
 
@@ -23,8 +23,7 @@ def full():
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    for module in (notebooks, results, sweeps):
-        monkeypatch.setattr(module, "BUILD", tmp_path)
+    monkeypatch.setattr(files, "BUILD", tmp_path)
     return tmp_path
 
 
@@ -44,7 +43,7 @@ def table(folder):
 
 
 def kept(folder):
-    sweep = sweeps.Sweep("s")
+    sweep = results.Sweep("s")
     return sweep.folder / "a.json", lambda: sweep.keep("a", lambda: list(range(1000)))
 
 
@@ -105,13 +104,13 @@ def test_two_programs_write_two_files(build):
 
 
 # In place: a user's own notebook, a build's log, a lock, a note that is remade where it is damaged.
-ELSEWHERE = {"shared/files.py", "shared/meters.py", "shared/launch.py", "scripts/lab.py", "scripts/build_kernels.py"}
+ELSEWHERE = {"shared/files.py", "shared/machine/meters.py", "shared/launch.py", "scripts/lab.py", "scripts/build_kernels.py"}
 
 
 def test_every_other_writer_of_the_course_uses_it():
     found = set()
-    for path in [*notebooks.ROOT.glob("shared/**/*.py"), *notebooks.ROOT.glob("scripts/*.py")]:
+    for path in [*files.ROOT.glob("shared/**/*.py"), *files.ROOT.glob("scripts/*.py")]:
         source = path.read_text(encoding="utf-8")
         if re.search(r"\.write_text\(|\.write_bytes\(|open\([^)]*[\"']w|nbformat\.write\(", source):
-            found.add(str(path.relative_to(notebooks.ROOT)))
+            found.add(str(path.relative_to(files.ROOT)))
     assert found - ELSEWHERE <= {"shared/notebooks.py"}

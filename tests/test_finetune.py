@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from peft import LoraConfig
 from transformers import AutoTokenizer, Trainer
 
-from shared import finetune, notebooks, scan
+from shared import files, notebooks, scan
 from shared.errors import BadInput
+from shared.kits import finetune
 
-sys.path.insert(0, str(notebooks.ROOT / "data" / "reference"))
+sys.path.insert(0, str(files.ROOT / "data" / "reference"))
 import finetune as program
 
 REFERENCE = json.loads(program.OUT.read_text())

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from shared import counting, data, forecast, memory, models, profiles, scan, sizes, timing
-from shared.counting import Work
-from shared.sizes import published_config
+from shared import data, memory, models, scan, timing
+from shared.kits import counting, forecast, profiles
+from shared.kits.counting import Work
+from shared.models import sizes
+from shared.models.sizes import published_config
 
 ARCHITECTURES = ("tiny/mamba", "tiny/transformer", "tiny/olmoe", "tiny/deepseek-moe", "tiny/jamba")
 EACH = pytest.mark.parametrize("name", ARCHITECTURES)

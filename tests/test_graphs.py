@@ -11,9 +11,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.cache_utils import StaticLayer
 
-from shared import data, graphs, memory, models, scan, timing
+from shared import data, memory, models, scan, timing
 from shared.errors import CourseError
-from shared.sizes import published_config
+from shared.machine import graphs
+from shared.models.sizes import published_config
 
 TINY = ("tiny/mamba", "tiny/transformer", "tiny/olmoe", "tiny/deepseek-moe", "tiny/jamba")
 MOE = ("tiny/olmoe", "tiny/deepseek-moe", "tiny/jamba")

@@ -13,10 +13,11 @@ import pytest
 import torch
 from jupyter_client.manager import start_new_kernel
 
-from shared import guard, memory, models, notebooks
+from shared import files, memory, models
 from shared.errors import CourseError
+from shared.machine import guard, pool
 
-sys.path.insert(0, str(notebooks.ROOT / "scripts"))
+sys.path.insert(0, str(files.ROOT / "scripts"))
 import tables
 
 RECORDED = Path(__file__).parent / "meminfo"
@@ -37,7 +38,7 @@ def spark(tmp_path, monkeypatch):
 
     state.free = free
     free(119 * GB)
-    monkeypatch.setattr(memory, "MEMINFO", state.file)
+    monkeypatch.setattr(pool, "MEMINFO", state.file)
     monkeypatch.setattr(guard, "watch", watch)
     monkeypatch.setattr(guard, "others", lambda: [])
     for name, answer in {
@@ -67,8 +68,8 @@ def test_a_file_in_the_page_cache_of_a_gb10_takes_nothing_from_a_model(said, spa
     rows = [f"{field}: {round(said[field] * 2**20)} kB" for field in ("MemFree", "MemAvailable", "Cached")]
     spark.file.write_text("\n".join([f"MemTotal: {guard.SPARK // 1024} kB", *rows]))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (int(said["cuda"] * 2**30), 0))
-    assert memory.available() == pytest.approx(said["MemAvailable"] * 2**30, rel=1e-6)
-    assert guard.budget() == memory.available() - guard.reserve()
+    assert pool.available() == pytest.approx(said["MemAvailable"] * 2**30, rel=1e-6)
+    assert guard.budget() == pool.available() - guard.reserve()
     assert models.fits("mixtral-8x7b", weights="random"), "93 GB fit beside the reserve, whatever the page cache has"
 
 
@@ -76,13 +77,13 @@ def test_a_file_in_the_page_cache_of_a_gb10_takes_nothing_from_a_model(said, spa
 
 
 def test_the_played_spark_has_the_bytes_of_current_firmware(spark):
-    assert memory.host("MemTotal") == guard.SPARK == 130_663_006_208
+    assert pool.host("MemTotal") == guard.SPARK == 130_663_006_208
 
 
 def test_on_unified_memory_a_reserve_stays_free_and_elsewhere_nothing_is_kept(spark):
     assert guard.reserve("cuda") == guard.kept(guard.SPARK) == pytest.approx(0.15 * guard.SPARK, abs=1)
-    assert guard.budget("cuda") == memory.available("cuda") - guard.reserve("cuda")
-    assert guard.reserve("cpu") == 0 and guard.budget("cpu") == memory.available("cpu")
+    assert guard.budget("cuda") == pool.available("cuda") - guard.reserve("cuda")
+    assert guard.reserve("cpu") == 0 and guard.budget("cpu") == pool.available("cpu")
     spark.free(3 * GB)
     assert guard.budget("cuda") == 0
 
@@ -95,7 +96,7 @@ def test_reserve_and_floor_lie_well_above_the_level_at_which_a_spark_was_unusabl
 
 
 def test_the_readme_has_these_numbers():
-    text = " ".join((notebooks.ROOT / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((files.ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"less than {100 * guard.RESERVE:g} % of it free ({memory.human(guard.kept(guard.SPARK))})" in text
     assert f"less than {100 * guard.FLOOR:g} % is left ({memory.human(guard.floor(guard.SPARK))})" in text
     assert f"more than {memory.human(guard.SWAPPED)} to swap" in text
@@ -142,7 +143,7 @@ def test_torch_may_take_what_is_free_less_the_reserve(spark):
     spark.allocated = 10 * GB
     guard.protect("cuda")
     most = spark.fraction * spark.total
-    assert most == pytest.approx(10 * GB + memory.available("cuda") - guard.reserve("cuda")) and spark.watched == 1
+    assert most == pytest.approx(10 * GB + pool.available("cuda") - guard.reserve("cuda")) and spark.watched == 1
 
 
 def test_on_a_cpu_and_on_a_discrete_gpu_nothing_is_capped_or_watched(spark, monkeypatch):
@@ -246,9 +247,10 @@ def test_a_machine_without_swap_or_one_that_switches_it_off_stops_for_no_swap():
 SETUP = """
 import time
 from pathlib import Path
-from shared import guard, memory
-memory.MEMINFO = Path({file!r})
-memory.is_unified = lambda device=None: True  # this part is played; the thread, the signal and the kernel are real
+from shared import memory
+from shared.machine import guard, pool
+pool.MEMINFO = Path({file!r})
+pool.is_unified = lambda device=None: True  # this part is played; the thread, the signal and the kernel are real
 guard.others = lambda: [("labs/lab-2.4.3.ipynb", 77, 45_000_000_000)]
 kept = 41
 with memory.track("cpu"):  # starts the watchdog
@@ -269,7 +271,7 @@ RSS = "int(open('/proc/self/statm').read().split()[1]) * 4096"
 def kernel(tmp_path, monkeypatch):
     """A fresh Jupyter kernel; `kernel.run(code)` gives what a notebook's cell would show."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(notebooks.ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(files.ROOT))
     monkeypatch.setenv("JPY_SESSION_NAME", "/course/labs/lab-2.4.9-played.ipynb")
     manager, client = start_new_kernel(kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=40"])
 
@@ -351,8 +353,9 @@ def test_a_cell_that_sends_a_gigabyte_to_swap_is_stopped_and_what_went_there_bef
 SCRIPT = """
 import time
 from pathlib import Path
-from shared import guard, memory
-memory.MEMINFO = Path({file!r})
+from shared import memory
+from shared.machine import guard, pool
+pool.MEMINFO = Path({file!r})
 guard.others = lambda: []
 guard.watch()
 print("working", flush=True)
@@ -368,7 +371,7 @@ def test_a_script_is_stopped_by_the_swap_that_it_takes_since_the_watchdog_began_
     file = tmp_path / "meminfo"
     meminfo(file, 60 * GB, swap=9 * GB)
     command = [sys.executable, "-c", SCRIPT.format(file=str(file))]
-    with subprocess.Popen(command, cwd=notebooks.ROOT, stdout=subprocess.PIPE, text=True) as script:
+    with subprocess.Popen(command, cwd=files.ROOT, stdout=subprocess.PIPE, text=True) as script:
         assert script.stdout.readline() == "working\n"
         meminfo(file, 60 * GB, swap=7.5 * GB)
         assert "free swap fell by 1.5 GB since it began, to 7.5 GB" in script.stdout.readline()

@@ -19,10 +19,10 @@ from rehearsal.texts import parquet
 from small_models import SMALL, write
 from test_streaming import cached_pages
 
-from shared import notebooks
-from shared.catalogue import DATASETS, MODELS, SOURCES
+from shared import files
+from shared.hub.catalogue import DATASETS, MODELS, SOURCES
 
-TOKENIZER = notebooks.ROOT / "data" / "tiny" / "tokenizer"
+TOKENIZER = files.ROOT / "data" / "tiny" / "tokenizer"
 KINDS = {
     "mamba": "mamba",
     "pythia": "transformer",
@@ -115,13 +115,13 @@ class Client:
 
     def start(self, *command, **options) -> subprocess.Popen:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=self.environment, cwd=notebooks.ROOT, **pipes | options)
+        return subprocess.Popen(command, env=self.environment, cwd=files.ROOT, **pipes | options)
 
     def python(self, code: str, prefix=(), **environment) -> list[str]:
         done = subprocess.run(
             [*prefix, sys.executable, "-c", code],
             env=self.environment | environment,
-            cwd=notebooks.ROOT,
+            cwd=files.ROOT,
             capture_output=True,
             text=True,
             timeout=120,
@@ -131,7 +131,7 @@ class Client:
 
     def make(self, *arguments) -> subprocess.CompletedProcess:
         command = ["make", "--no-print-directory", *arguments]
-        return subprocess.run(command, env=self.environment, cwd=notebooks.ROOT, capture_output=True, text=True)
+        return subprocess.run(command, env=self.environment, cwd=files.ROOT, capture_output=True, text=True)
 
     def leftovers(self) -> list[str]:
         return [str(path) for pattern in ("*.incomplete", ".fetching-*") for path in self.home.rglob(pattern)]
@@ -144,7 +144,8 @@ def client(hub, tmp_path):
 
 # Prints the class and the sentence of the course's own error, or what the expression gives.
 TRY = """
-from shared import data, hub
+from shared import data
+from shared.hub import fetch
 from shared.errors import CourseError
 try:
     print("gave", {0})
@@ -153,7 +154,7 @@ except CourseError as error:
 """
 
 
-def attempt(client, expression: str = "hub.fetch('alpaca').name", **options) -> str:
+def attempt(client, expression: str = "fetch.fetch('alpaca').name", **options) -> str:
     lines = client.python(TRY.format(expression), **options)
     assert len(lines) == 1, lines
     return lines[0]
@@ -256,8 +257,8 @@ def test_a_certificate_of_the_network_is_named_with_the_variable_that_the_client
 ):
     client.environment["HF_ENDPOINT"] = f"https://127.0.0.1:{hub.server_port}"
     # The first question and the hub's client may trust different certificates.
-    first = "" if asked else IMPATIENT + "from shared import hub\nhub._unreachable = lambda: ''\n"
-    (said,) = client.python(first + TRY.format("hub.fetch('alpaca').name"), REQUESTS_CA_BUNDLE=str(own_certificate))
+    first = "" if asked else IMPATIENT + "from shared.hub import fetch\nfetch._unreachable = lambda: ''\n"
+    (said,) = client.python(first + TRY.format("fetch.fetch('alpaca').name"), REQUESTS_CA_BUNDLE=str(own_certificate))
     assert one_sentence(said) and said.startswith("Missing ") and "set SSL_CERT_FILE to the file" in said, said
     assert attempt(client, SSL_CERT_FILE=str(own_certificate)) == f"gave {ALPACA.revision}"
 
@@ -267,8 +268,9 @@ def test_a_certificate_of_the_network_is_named_with_the_variable_that_the_client
 LOAD = """
 import torch
 from shared import memory, models
-from shared.catalogue import MODELS
-memory.available = lambda device=None: 10**12  # small checkpoints under the names of large models
+from shared.hub.catalogue import MODELS
+from shared.machine import pool
+pool.available = lambda device=None: 10**12  # small checkpoints under the names of large models
 for name in MODELS:
     model, tokenizer = models.load(name, device="cpu")
     ids = torch.tensor([tokenizer("Once upon a time")["input_ids"]])
@@ -301,16 +303,16 @@ def test_a_repository_with_pickled_weights_only_is_refused_and_none_of_it_is_fet
         revision,
         {name: body for name, body in files.items() if not name.endswith(".safetensors")},
     )
-    said = attempt(client, "hub.fetch('pythia-160m')")
+    said = attempt(client, "fetch.fetch('pythia-160m')")
     assert one_sentence(said) and said.startswith("Missing EleutherAI/pythia-160m has no weights as safetensors")
     assert hub.got() == []
 
 
 def test_a_missing_shard_is_fetched_again_and_a_damaged_one_is_named(hub, client):
-    attempt(client, "hub.fetch('mamba-2.8b').name")
+    attempt(client, "fetch.fetch('mamba-2.8b').name")
     shard = sorted(client.home.rglob("model-00002-of-*.safetensors"))[0]
     shard.unlink()
-    attempt(client, "hub.fetch('mamba-2.8b').name")
+    attempt(client, "fetch.fetch('mamba-2.8b').name")
     assert shard.exists() and hub.sent(shard.name) == shard.stat().st_size  # its content was still in the cache
     blob = shard.resolve()
     blob.write_bytes(blob.read_bytes()[:-100])
@@ -450,7 +452,7 @@ def test_what_does_not_pass_is_one_sentence_and_the_cache_is_usable_afterwards(h
     whole = dict(hub.repos)
     kept = hub.repos["dataset", ALPACA.repo][0], dict(hub.repos["dataset", ALPACA.repo][1])
     break_it(hub)
-    (said,) = client.python(IMPATIENT + TRY.format("hub.fetch('alpaca').name"))
+    (said,) = client.python(IMPATIENT + TRY.format("fetch.fetch('alpaca').name"))
     assert one_sentence(said) and said.startswith("Missing ") and says in said, said
     assert "alpaca" in said and (NAME in said) == ("file" in kind or kind in ("wrong content", "short"))
     hub.repos.update(whole | {("dataset", ALPACA.repo): kept})
@@ -476,14 +478,14 @@ def test_a_disk_that_is_too_small_is_refused_before_the_download(hub, client):
 
 def test_a_disk_that_fills_up_during_the_download_is_one_sentence_and_leaves_nothing_behind(hub, client):
     hub.repos["dataset", ALPACA.repo][1][ALPACA.patterns[0]] += b" " * 300_000
-    code = "hub.disk_free = lambda folder: 10**12\n" + "print(hub.fetch('alpaca'))"
+    code = "fetch.disk_free = lambda folder: 10**12\n" + "print(fetch.fetch('alpaca'))"
     code = f"""
 from pathlib import Path
-from shared import hub
+from shared.hub import fetch
 from shared.errors import DiskFull
-hub.disk_free = lambda folder: 10**12  # somebody else fills the disk after we looked
+fetch.disk_free = lambda folder: 10**12  # somebody else fills the disk after we looked
 try:
-    hub.fetch("alpaca")
+    fetch.fetch("alpaca")
 except DiskFull as error:
     print("DiskFull", error)
 print([path.name for path in Path({str(client.home)!r}).rglob("*.incomplete")])
@@ -496,7 +498,7 @@ print([path.name for path in Path({str(client.home)!r}).rglob("*.incomplete")])
 def test_two_processes_that_want_the_same_file_fetch_it_once(hub, client):
     hub.pause = 0.02
     hub.repos["dataset", ALPACA.repo][1][ALPACA.patterns[0]] += os.urandom(2_000_000)
-    both = [client.start(sys.executable, "-c", TRY.format("hub.fetch('alpaca').name")) for _ in range(2)]
+    both = [client.start(sys.executable, "-c", TRY.format("fetch.fetch('alpaca').name")) for _ in range(2)]
     said = [process.communicate()[0].strip() for process in both]
     assert said == [RIGHT, RIGHT]
     assert hub.sent(NAME) == len(hub.repos["dataset", ALPACA.repo][1][ALPACA.patterns[0]])
@@ -601,12 +603,12 @@ def test_a_path_outside_the_source_is_found_before_anything_is_deleted(filled):
     before = tree(filled.home)
     code = """
 from pathlib import Path
-from shared import cache
-plan, elsewhere = cache._plan, Path(cache.arrow(cache.SOURCES["pg19"]))
-cache._plan = lambda name: (plan(name)[0], [elsewhere])
+from shared.hub import store
+plan, elsewhere = store._plan, Path(store.arrow(store.SOURCES["pg19"]))
+store._plan = lambda name: (plan(name)[0], [elsewhere])
 try:
-    cache.clear_cache("alpaca", dry_run=False)
-except cache.CourseError as error:
+    store.clear_cache("alpaca", dry_run=False)
+except store.CourseError as error:
     print(error)
 """
     assert "is not of alpaca" in filled.python(code)[-1] and tree(filled.home) == before
@@ -706,12 +708,12 @@ def test_the_room_for_all_of_a_lab_is_looked_for_before_the_first_byte(hub, clie
 import sys
 sys.path.insert(0, "scripts")
 import hub as command
-command.hub.disk_free = lambda folder: 3 * 10**9  # more than the data set, less than the models
+command.fetch.disk_free = lambda folder: 3 * 10**9  # more than the data set, less than the models
 print(command.main(["fetch", "--lab", "2.4.6"]))
 """
     published_sizes = {**client.environment, "COURSE_MODELS": ""}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=published_sizes, cwd=notebooks.ROOT, capture_output=True, text=True
+        [sys.executable, "-c", code], env=published_sizes, cwd=files.ROOT, capture_output=True, text=True
     )
     assert done.stdout.strip() == "1" and re.search(r"too small for mamba-1.4b, .*and 3 GB are free", done.stderr)
     assert not [path for _, path, _ in hub.asked if "/api/" in path or "/resolve/" in path]
@@ -747,14 +749,14 @@ os.fsync = fsync
 
 
 def test_a_file_system_without_fsync_is_no_error_and_a_disk_that_turns_out_full_is(hub, client):
-    code = TRY.format("hub.fetch('alpaca').name")
+    code = TRY.format("fetch.fetch('alpaca').name")
     (said,) = client.python(FSYNC.format("ENOSPC") + code)
     assert one_sentence(said) and said.startswith("DiskFull ") and "(it is full): make room" in said
     assert client.python(FSYNC.format("EINVAL") + code) == [RIGHT]
 
 
 def test_a_large_download_is_announced_with_its_size(hub, client):
-    code = "from shared import hub\nhub.TOLD_FROM = 10_000\nhub.fetch('alpaca')"
+    code = "from shared.hub import fetch\nfetch.TOLD_FROM = 10_000\nfetch.fetch('alpaca')"
     (said,) = client.python(code)
     assert re.fullmatch(r"alpaca: downloading [\d.]+ kB in 1 files, [\d.]+ [GT]B of disk are free", said), said
 

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from conftest import stub_kernels
 
-from shared import kernels, verify
-from shared.notebooks import ROOT
+from shared import verify
+from shared.files import ROOT
+from shared.machine import kernels
 
 # ---- who runs them ----------------------------------------------------------------------------------------------
 
@@ -31,7 +32,8 @@ def python(code: str, path="", **env) -> subprocess.CompletedProcess:
 USE = """
 import torch
 from transformers import MambaConfig, MambaForCausalLM
-from shared import models, scan, tasks
+from shared import models, scan
+from shared.kits import tasks
 
 found = {}
 for name in ("tiny/mamba", "tiny/jamba"):
@@ -76,14 +78,14 @@ def test_with_kernels_installed_the_cpu_gives_the_same_results_by_the_same_path(
 
 def test_without_the_remedy_the_stub_crashes_as_the_real_kernels_do(tmp_path):
     """Otherwise the test above would show nothing."""
-    done = python("from shared import kernels\nkernels.by_device = lambda: None\n" + USE, stub_kernels(tmp_path))
+    done = python("from shared.machine import kernels\nkernels.by_device = lambda: None\n" + USE, stub_kernels(tmp_path))
     assert "RuntimeError: a CUDA kernel got a CPU tensor" in done.stderr
 
 
 def test_a_broken_build_leaves_the_reference_and_is_called_broken(tmp_path):
     stub_kernels(tmp_path, "raise ImportError('selective_scan_cuda.so: undefined symbol: _ZN3c104cuda')\n")
     done = python(
-        "from shared import kernels, models\n"
+        "from shared import models\nfrom shared.machine import kernels\n"
         "print(models.path(models.load('tiny/mamba', device='cpu')[0]))\nprint(*kernels.status())",
         tmp_path,
     )
@@ -94,7 +96,7 @@ def test_a_broken_build_leaves_the_reference_and_is_called_broken(tmp_path):
 
 
 def test_status_tells_installed_from_half_installed_from_absent(tmp_path):
-    code = "from shared import kernels\nprint(*kernels.status())"
+    code = "from shared.machine import kernels\nprint(*kernels.status())"
     assert python(code).stdout == "not installed \n"
     assert python(code, stub_kernels(tmp_path)).stdout == "installed \n"
     (tmp_path / "mamba_ssm").rename(tmp_path / "away")
@@ -104,7 +106,8 @@ def test_status_tells_installed_from_half_installed_from_absent(tmp_path):
 CHOICE = """
 from types import SimpleNamespace
 import torch
-from shared import kernels, models
+from shared import models
+from shared.machine import kernels
 from transformers.models.mamba import modeling_mamba as library
 kernels.by_device()
 kernels.by_device()

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from shared.notebooks import ROOT
+from shared.files import ROOT
 
 CLOSED = "http://127.0.0.1:9/simple"
 
@@ -204,7 +204,7 @@ def builder(toolchain, tmp_path, monkeypatch):
 def finds(builder) -> str:
     """What a Python that reads the site folder says about the kernels."""
     code = f"import site; site.addsitedir({str(builder.PTH.parent)!r})\n"
-    code += "from shared import kernels\nprint(kernels.present())"
+    code += "from shared.machine import kernels\nprint(kernels.present())"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 

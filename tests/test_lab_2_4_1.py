@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import numbers, published_bytes
 
-from shared import guard, memory, models, notebooks, reference
-from shared.sizes import published_config
+from shared import files, memory, models, notebooks, reference
+from shared.machine import guard
+from shared.models.sizes import published_config
 
 LAB = "2.4.1"
 pytestmark = pytest.mark.usefixtures("made")
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("made")
 
 @pytest.fixture(scope="module")
 def swept() -> pd.DataFrame:
-    return pd.read_csv(notebooks.BUILD / "results" / "lab-2.4.1-tiny.csv")
+    return pd.read_csv(files.BUILD / "results" / "lab-2.4.1-tiny.csv")
 
 
 def test_the_cache_passes_the_state_and_the_weights_where_the_lab_says(said):

@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import numbers, published_bytes
 
-from shared import data, notebooks, profiles, reference
-from shared.sizes import published_config
+from shared import files, notebooks, reference
+from shared.kits import profiles
+from shared.models.sizes import published_config
 
 LAB = "2.4.2"
 pytestmark = pytest.mark.usefixtures("made")
@@ -220,7 +221,7 @@ def test_hidden_attention_is_exact_signed_and_not_normalised(said):
 @pytest.fixture(scope="module")
 def shipped() -> dict:
     """The curves that stand beside the lab's own runs."""
-    return json.loads((data.DATA / "reference" / "curves.json").read_text())
+    return json.loads((files.DATA / "reference" / "curves.json").read_text())
 
 
 def test_the_zoo_copies_nothing(said):

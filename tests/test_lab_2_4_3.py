@@ -14,8 +14,8 @@ import torch
 from conftest import numbers
 from scipy.stats import binom, chi2_contingency, entropy
 
-from shared import data, models, notebooks
-from shared.sizes import published_config, shapes
+from shared import files, models, notebooks
+from shared.models.sizes import published_config, shapes
 
 LAB = "2.4.3"
 LAYERS = published_config("tiny/olmoe").num_hidden_layers
@@ -95,7 +95,7 @@ def test_there_are_fifty_prompts_of_each_kind_and_they_fit_the_vocabulary(said):
 
 
 def outputs(cell_id: str) -> list:
-    path = notebooks.BUILD / "executed" / notebooks.path_of(LAB).name
+    path = files.BUILD / "executed" / notebooks.path_of(LAB).name
     return next(cell for cell in nbformat.read(path, as_version=4).cells if cell.id == cell_id).outputs
 
 
@@ -112,7 +112,7 @@ def test_seven_prompts_are_shown_as_coloured_text(said):
 def test_the_text_field_is_there_with_a_kernel_and_its_picture_without(made):
     (output,) = outputs("text-box")
     assert "application/vnd.jupyter.widget-view+json" in output.data and "<span title=" in output.data["text/html"]
-    page = (notebooks.BUILD / "html" / f"{notebooks.path_of(LAB).stem}.html").read_text(encoding="utf-8")
+    page = (files.BUILD / "html" / f"{notebooks.path_of(LAB).stem}.html").read_text(encoding="utf-8")
     assert "Without a kernel this is a picture" in page and "widget-view+json" not in page
 
 
@@ -203,7 +203,7 @@ def test_held_out_documents_say_the_same(said):
 
 def test_the_lab_agrees_with_the_report_that_came_with_the_model(said):
     """data/tiny/claims.py counts with other code, the start of the document included."""
-    report = json.loads((data.DATA / "tiny/report.json").read_text())["models"]["olmoe"]["experts"]
+    report = json.loads((files.DATA / "tiny/report.json").read_text())["models"]["olmoe"]["experts"]
     for layer, row in by_layer(said["replicate"]).items():
         assert row[0] == pytest.approx(report[layer]["mutual_information"], rel=0.03)
 

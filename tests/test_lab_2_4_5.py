@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import numbers, published_bytes
 
-from shared import data, models, notebooks, profiles, reference, scan, timing
+from shared import data, files, models, notebooks, reference, scan, timing
+from shared.kits import profiles
 
 LAB = "2.4.5"
 pytestmark = pytest.mark.usefixtures("made")
@@ -23,13 +24,13 @@ def rows_of(text: str) -> dict[str, list[float]]:
 
 @pytest.fixture(scope="module")
 def quality() -> pd.DataFrame:
-    table = pd.read_csv(notebooks.BUILD / "results" / "lab-2.4.5-tiny-trained-quality.csv")
+    table = pd.read_csv(files.BUILD / "results" / "lab-2.4.5-tiny-trained-quality.csv")
     return table.set_index("model").rename(lambda name: name.removeprefix("tiny/"))
 
 
 @pytest.fixture(scope="module")
 def cost() -> pd.DataFrame:
-    return pd.read_csv(notebooks.BUILD / "results" / "lab-2.4.5-tiny-trained-cost.csv")
+    return pd.read_csv(files.BUILD / "results" / "lab-2.4.5-tiny-trained-cost.csv")
 
 
 # ---- protocol ------------------------------------------------------------------------------------------------------
@@ -71,7 +72,7 @@ def test_token_perplexity_ranks_two_models_the_wrong_way_round(said):
 
 
 def test_the_zoo_has_the_quality_that_its_training_reported(quality):
-    reported = pd.read_json(notebooks.ROOT / "data" / "tiny" / "report.json", typ="series").models
+    reported = pd.read_json(files.ROOT / "data" / "tiny" / "report.json", typ="series").models
     assert set(quality.index) == set(reported)
     for name, row in quality.iterrows():
         assert row.bits_per_byte == pytest.approx(reported[name]["bits_per_byte"]["overall"], abs=0.015), name
@@ -183,7 +184,7 @@ def test_the_download_that_the_header_names_is_that_of_the_published_files():
 
 
 def test_nothing_unfinished_is_left_behind(made):
-    assert not list((notebooks.BUILD / "results").glob("lab-2.4.5-*.unfinished"))
+    assert not list((files.BUILD / "results").glob("lab-2.4.5-*.unfinished"))
 
 
 def test_mixtures_of_other_machines_stand_beside_the_bound(said):

@@ -6,8 +6,9 @@ import pytest
 from conftest import numbers, published_bytes
 from peft import LoraConfig, get_peft_model
 
-from shared import finetune, models, notebooks, reference
-from shared.sizes import published_config
+from shared import models, notebooks, reference
+from shared.kits import finetune
+from shared.models.sizes import published_config
 
 LAB = "2.4.6"
 pytestmark = pytest.mark.usefixtures("made")

@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from shared import notebooks
+from shared import files, notebooks
 
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
 FEW = ("2.4.5", "2.4.6")  # one frees each model before the next, the other has bases of 0.3 MB
@@ -19,7 +19,7 @@ def test_the_last_code_cell_gives_the_models_back(lab):
 
 @EACH
 def test_after_the_lab_its_models_are_gone_and_little_else_is_left(made, lab):
-    executed = nbformat.read(notebooks.BUILD / "executed" / notebooks.path_of(lab).name, as_version=4)
+    executed = nbformat.read(files.BUILD / "executed" / notebooks.path_of(lab).name, as_version=4)
     (cell,) = [cell for cell in executed.cells if cell.id == "give-back"]
     sizes = [line.split()[-2:] for line in notebooks.text(cell).splitlines()]
     freed, held = [float(number) * UNITS[unit] for number, unit in sizes]

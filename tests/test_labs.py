@@ -8,7 +8,7 @@ import statistics
 import nbformat
 import pytest
 
-from shared import notebooks
+from shared import files, notebooks
 
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
 TAGS = {"parameters", "exercise", "check", "nbval-ignore-output"}
@@ -151,7 +151,7 @@ def test_solutions_hold_one_block_per_exercise_in_the_order_of_the_lab(lab):
 
 
 def test_nothing_in_shared_imports_from_labs():
-    for path in (notebooks.ROOT / "shared").rglob("*.py"):
+    for path in (files.ROOT / "shared").rglob("*.py"):
         assert not re.search(r"^\s*(from|import) labs", path.read_text(encoding="utf-8"), flags=re.MULTILINE), path
 
 

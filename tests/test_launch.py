@@ -14,10 +14,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from shared import finetune, launch, notebooks
+from shared import files, launch, notebooks
+from shared.kits import finetune
 
 COMMAND = [sys.executable, "-m", "shared.launch", "--lab", "2.4.6"]
-BUILD = notebooks.BUILD / "test-launch"  # its own: another worker may be running the same lab
+BUILD = files.BUILD / "test-launch"  # its own: another worker may be running the same lab
 RESULTS, TRAININGS = BUILD / "results", BUILD / "finetune"
 
 
@@ -25,7 +26,7 @@ def start(nodes: int) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COURSE_BUILD": str(BUILD)}
     command = [*COMMAND, "--nodes", str(nodes)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=notebooks.ROOT, env=environment, **pipes)
+    return subprocess.Popen(command, cwd=files.ROOT, env=environment, **pipes)
 
 
 def finished(nodes: int) -> str:
@@ -174,7 +175,7 @@ dist.destroy_process_group()
 
 def test_a_mixture_split_by_tensors_or_by_experts_gives_the_logits_of_the_whole(tmp_path):
     script = tmp_path / "split.py"
-    script.write_text(SPLIT.format(path=str(notebooks.ROOT / "data" / "tiny" / "olmoe")))
+    script.write_text(SPLIT.format(path=str(files.ROOT / "data" / "tiny" / "olmoe")))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]

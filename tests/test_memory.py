@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from shared import guard, memory, meters, models
+from shared import memory, models
+from shared.machine import guard, meters, pool
 
 MB = 1_000_000
 
@@ -26,8 +27,8 @@ def host(tmp_path, monkeypatch):
     files.meminfo.write_text(MEMINFO_LAPTOP)
     files.process.mkdir()
     files.cgroups.mkdir()
-    monkeypatch.setattr(memory, "MEMINFO", files.meminfo)
-    monkeypatch.setattr(memory, "CGROUPS", files.cgroups)
+    monkeypatch.setattr(pool, "MEMINFO", files.meminfo)
+    monkeypatch.setattr(pool, "CGROUPS", files.cgroups)
     monkeypatch.setattr(meters, "PROCESS", files.process)
     return files
 
@@ -68,7 +69,7 @@ def gpu(monkeypatch):
 
 
 def test_available_on_a_cpu_is_what_the_kernel_calls_available(host):
-    assert memory.available("cpu") == 8_000_000 * 1024
+    assert pool.available("cpu") == 8_000_000 * 1024
 
 
 @pytest.mark.parametrize(
@@ -84,19 +85,19 @@ def test_available_on_a_cpu_is_what_the_kernel_calls_available(host):
 def test_available_is_right_on_each_kind_of_machine(host, gpu, file, device, integrated, available):
     host.meminfo.write_text((RECORDED / f"{file}.txt").read_text())
     gpu.integrated, gpu.free = integrated, 70_000 * MB
-    assert memory.available(device) == available
-    assert memory.is_unified(device) == (integrated == 1 and device == "cuda")
+    assert pool.available(device) == available
+    assert pool.is_unified(device) == (integrated == 1 and device == "cuda")
 
 
 def test_available_on_a_discrete_gpu_adds_what_torch_keeps_but_does_not_use(gpu):
     gpu.free, gpu.reserved, gpu.allocated = 20_000 * MB, 5_000 * MB, 2_000 * MB
-    assert memory.available() == memory.available("cuda") == 23_000 * MB
+    assert pool.available() == pool.available("cuda") == 23_000 * MB
 
 
 def test_available_on_unified_memory_counts_page_cache_as_free(host, gpu):
     host.meminfo.write_text((RECORDED / "unified.txt").read_text())
     gpu.integrated, gpu.free = 1, 9_012_345 * 1024  # CUDA's answer is MemFree: eleven times too little
-    assert memory.available() == 101_234_567 * 1024
+    assert pool.available() == 101_234_567 * 1024
 
 
 def test_available_on_unified_memory_ignores_swap_and_the_containers_limit(host, gpu):
@@ -105,8 +106,8 @@ def test_available_on_unified_memory_ignores_swap_and_the_containers_limit(host,
     (host.cgroups / "memory.max").write_text(f"{4_000 * MB}\n")
     (host.cgroups / "memory.current").write_text("0\n")
     gpu.integrated = 1
-    assert memory.available("cuda") == 101_234_567 * 1024
-    assert memory.available("cpu") == 4_000 * MB
+    assert pool.available("cuda") == 101_234_567 * 1024
+    assert pool.available("cpu") == 4_000 * MB
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["path visible", "only the root visible, as in a container"])
@@ -117,7 +118,7 @@ def test_available_obeys_a_version_2_limit_and_counts_its_page_cache_as_free(hos
     (folder / "memory.max").write_text(f"{3_000 * MB}\n")
     (folder / "memory.current").write_text(f"{1_000 * MB}\n")
     (folder / "memory.stat").write_text(f"anon 1\nfile 2\ninactive_file {400 * MB}\n")
-    assert memory.available("cpu") == 2_400 * MB
+    assert pool.available("cpu") == 2_400 * MB
 
 
 def test_available_obeys_the_tightest_limit_on_the_way_to_the_root(host):
@@ -126,7 +127,7 @@ def test_available_obeys_the_tightest_limit_on_the_way_to_the_root(host):
         folder.mkdir()
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{500 * MB}\n")
-    assert memory.available("cpu") == 1_500 * MB
+    assert pool.available("cpu") == 1_500 * MB
 
 
 def test_available_obeys_a_version_1_limit(host):
@@ -136,37 +137,37 @@ def test_available_obeys_a_version_1_limit(host):
     (folder / "memory.limit_in_bytes").write_text(f"{1_000 * MB}\n")
     (folder / "memory.usage_in_bytes").write_text(f"{600 * MB}\n")
     (folder / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {100 * MB}\n")
-    assert memory.available("cpu") == 500 * MB
+    assert pool.available("cpu") == 500 * MB
 
 
 def test_without_memavailable_it_is_added_up_from_what_there_is(host):
     host.meminfo.write_text("MemTotal: 16000 kB\nMemFree: 1000 kB\nBuffers: 200 kB\nCached: 3000 kB\nShmem: 500 kB\n")
-    assert memory.available("cpu") == 3700 * 1024
+    assert pool.available("cpu") == 3700 * 1024
     host.meminfo.write_text("MemTotal: 16000 kB\nMemFree: 1000 kB\nShmem: 5000 kB\n")
-    assert memory.available("cpu") == 0
+    assert pool.available("cpu") == 0
     host.meminfo.write_text("MemTotal: 16000 kB\nMemFree: 1000 kB\n")
-    assert memory.available("cpu") == 1000 * 1024 and memory.host("SwapFree") == 0
+    assert pool.available("cpu") == 1000 * 1024 and pool.host("SwapFree") == 0
 
 
 def test_available_is_never_negative(host):
     (host.process / "cgroup").write_text("0::/\n")
     (host.cgroups / "memory.max").write_text(f"{1_000 * MB}\n")
     (host.cgroups / "memory.current").write_text(f"{1_001 * MB}\n")
-    assert memory.available("cpu") == 0
+    assert pool.available("cpu") == 0
 
 
 def test_available_without_proc_asks_psutil(host):
     import psutil
 
     host.meminfo.unlink()
-    assert memory.available("cpu") == pytest.approx(psutil.virtual_memory().available, rel=0.05)
-    assert memory.host("SwapTotal") == psutil.swap_memory().total
+    assert pool.available("cpu") == pytest.approx(psutil.virtual_memory().available, rel=0.05)
+    assert pool.host("SwapTotal") == psutil.swap_memory().total
 
 
 def test_available_on_this_machine_is_at_most_what_it_has():
     import psutil
 
-    assert 0 < memory.available("cpu") <= psutil.virtual_memory().total
+    assert 0 < pool.available("cpu") <= psutil.virtual_memory().total
 
 
 # -------------------------------------------------------------------------------------------------------------- track

@@ -18,7 +18,9 @@ from IPython.core.inputtransformer2 import TransformerManager
 from safetensors.torch import load_file, save_file
 from small_models import SMALL, write
 
-from shared import checkpoints, guard, memory, models, notebooks, scan, sizes
+from shared import files, memory, models, scan
+from shared.machine import guard, pool
+from shared.models import checkpoints, sizes
 
 # Total and active parameters, KV bytes per token in bf16, state bytes (fp32 recurrent and bf16 convolution, so for
 # mamba-130m 24 x (1536 x 16 x 4 + 1536 x 4 x 2)). Typed in on purpose: a changed config or a changed library must show.
@@ -49,10 +51,9 @@ def sentence(error) -> str:
 def course(tmp_path, monkeypatch):
     """A course whose tiny models are small random ones, written by save_pretrained, so that files can be damaged."""
     data = tmp_path / "data"
-    shutil.copytree(sizes.DATA / "models", data / "models")
-    shutil.copytree(sizes.DATA / "tiny" / "tokenizer", data / "tiny" / "tokenizer")
-    for module in (sizes, checkpoints, models):
-        monkeypatch.setattr(module, "DATA", data)
+    shutil.copytree(files.DATA / "models", data / "models")
+    shutil.copytree(files.DATA / "tiny" / "tokenizer", data / "tiny" / "tokenizer")
+    monkeypatch.setattr(files, "DATA", data)
     sizes._size.cache_clear()
     for name in SMALL:
         write(data / "tiny" / name, name)
@@ -85,7 +86,7 @@ def test_sizes_equal_the_published_ones_to_the_last_parameter(name):
 
 
 def test_every_published_config_has_a_repository_and_the_other_way_round():
-    assert {file.stem for file in (sizes.DATA / "models").glob("*.json")} == set(models.MODELS)
+    assert {file.stem for file in (files.DATA / "models").glob("*.json")} == set(models.MODELS)
 
 
 def test_sizes_follow_the_dtype_but_recurrent_states_stay_in_fp32():
@@ -147,7 +148,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones_and_the_closest(ask, na
 
 
 def test_fits_adds_the_cache_of_the_context(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device=None: 6_000_000_000)
+    monkeypatch.setattr(pool, "available", lambda device=None: 6_000_000_000)
     size = models.size("pythia-2.8b")
     short, long = models.fits("pythia-2.8b", device="cpu"), models.fits("pythia-2.8b", context=2048, device="cpu")
     assert short and short.fits and short.needed_bytes == size.weight_bytes
@@ -163,9 +164,9 @@ def test_fits_adds_the_cache_of_the_context(monkeypatch):
 def spark(monkeypatch):
     """A machine of 128 GB that GPU and CPU share, with 119 GB available and no other notebook open."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: None)  # it is there
-    monkeypatch.setattr(memory, "is_unified", lambda device=None: True)
-    monkeypatch.setattr(memory, "pick_device", lambda device=None: torch.device("cuda"))
-    monkeypatch.setattr(memory, "available", lambda device=None: 119_000_000_000)
+    monkeypatch.setattr(pool, "is_unified", lambda device=None: True)
+    monkeypatch.setattr(pool, "pick_device", lambda device=None: torch.device("cuda"))
+    monkeypatch.setattr(pool, "available", lambda device=None: 119_000_000_000)
     monkeypatch.setattr(guard, "reserve", lambda device=None: 6_400_000_000)
     monkeypatch.setattr(guard, "others", lambda: [])
 
@@ -186,7 +187,7 @@ def test_on_unified_memory_trained_weights_need_room_for_what_is_in_flight_while
 
 @pytest.mark.parametrize("weights", ["trained", "random"])
 def test_a_model_larger_than_memory_is_refused_before_anything_is_allocated(monkeypatch, weights):
-    monkeypatch.setattr(memory, "available", lambda device=None: 3_000_000_000)
+    monkeypatch.setattr(pool, "available", lambda device=None: 3_000_000_000)
     models.size("mamba-2.8b")
     with memory.track("cpu") as m, pytest.raises(models.NotEnoughMemory) as error:
         models.load("mamba-2.8b", weights=weights, device="cpu")
@@ -205,7 +206,7 @@ def test_a_model_larger_than_memory_is_refused_before_anything_is_allocated(monk
     ],
 )
 def test_who_lacks_memory_is_told_the_largest_model_that_fits(monkeypatch, course, name, free, advice):
-    monkeypatch.setattr(memory, "available", lambda device=None: int(free))
+    monkeypatch.setattr(pool, "available", lambda device=None: int(free))
     with pytest.raises(models.NotEnoughMemory) as error:
         models.load(name, weights="random", device="cpu")
     assert sentence(error).endswith(advice)
@@ -213,7 +214,7 @@ def test_who_lacks_memory_is_told_the_largest_model_that_fits(monkeypatch, cours
 
 # ------------------------------------------------------------------------------------------------------- 8-bit experts
 
-EIGHT_BIT = notebooks.ROOT / ".venv" / "eight-bit"
+EIGHT_BIT = files.ROOT / ".venv" / "eight-bit"
 
 
 def test_eight_bit_experts_take_a_byte_a_value_and_five_a_row():
@@ -237,7 +238,7 @@ def test_bits_that_are_not_offered_are_refused(name, bits):
 def test_on_a_spark_the_two_largest_are_offered_in_eight_bits_before_anything_is_fetched(
     spark, monkeypatch, name, free, smaller
 ):
-    monkeypatch.setattr(memory, "available", lambda device=None: int(free))
+    monkeypatch.setattr(pool, "available", lambda device=None: int(free))
     monkeypatch.setattr(checkpoints, "folder", lambda name: pytest.fail("it was fetched"))
     with pytest.raises(models.NotEnoughMemory) as error:
         models.load(name)
@@ -276,7 +277,7 @@ for name in ("tiny/olmoe", "tiny/deepseek-moe", "tiny/jamba"):
     odd = [n for n, p in eight.named_parameters() if ".experts." in n and p.dim() == 3 and not hasattr(p, "qdata")]
     print(held == models.size(name, bits=8).weight_bytes < models.size(name).weight_bytes, same > 0.85, written, odd)
 """
-    environment = {**os.environ, "PYTHONPATH": f"{EIGHT_BIT}:{notebooks.ROOT}"}
+    environment = {**os.environ, "PYTHONPATH": f"{EIGHT_BIT}:{files.ROOT}"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines() == ["True True 11 []"] * 3, done.stdout + done.stderr
 
@@ -548,9 +549,9 @@ def careless(source: str) -> list[str]:
 
 def test_no_loading_call_of_the_project_lets_code_of_a_repository_run():
     assert careless("AutoTokenizer.from_pretrained(x)") and careless("datasets.load_dataset(x, trust_remote_code=yes)")
-    root = notebooks.ROOT
-    files = [file for part in ("shared", "scripts", "data", "labs") for file in (root / part).rglob("*.py")]
-    sources = {file.relative_to(root): file.read_text() for file in files}
+    root = files.ROOT
+    sources = [file for part in ("shared", "scripts", "data", "labs") for file in (root / part).rglob("*.py")]
+    sources = {file.relative_to(root): file.read_text() for file in sources}
     for lab in (root / "labs").glob("*.ipynb"):
         cells = [cell.source for cell in nbformat.read(lab, as_version=4).cells if cell.cell_type == "code"]
         sources[lab.name] = "\n".join(TransformerManager().transform_cell(cell) for cell in cells)

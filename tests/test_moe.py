@@ -11,8 +11,9 @@ from transformers import MixtralConfig, OlmoeConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.olmoe.modeling_olmoe import OlmoeTopKRouter
 
-from shared import experts, moe, notebooks
-from shared.notebooks import ROOT
+from shared import experts, notebooks
+from shared.files import ROOT
+from shared.kits import moe
 
 sys.path.insert(0, str(ROOT / "data" / "reference"))
 import balance as program

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from shared import forecast, notebooks, plans, timing
+from shared import notebooks, timing
+from shared.kits import forecast, plans
 
 SPARK = forecast.SPARK
 WITHOUT = dataclasses.replace(SPARK, path="course")  # the course's scan, where nobody built the kernels

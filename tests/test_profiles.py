@@ -7,7 +7,8 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from transformers import MambaConfig, MambaForCausalLM
 
-from shared import models, profiles, timing
+from shared import models, timing
+from shared.kits import profiles
 
 
 def mamba(layers: int) -> MambaForCausalLM:

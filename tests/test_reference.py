@@ -13,10 +13,11 @@ import psutil
 import pytest
 import torch
 
-from shared import guard, models, notebooks, reference, timing
-from shared.sizes import check_name
+from shared import files, models, notebooks, reference, timing
+from shared.machine import guard
+from shared.models.sizes import check_name
 
-sys.path.insert(0, str(notebooks.ROOT / "data" / "reference"))
+sys.path.insert(0, str(files.ROOT / "data" / "reference"))
 import points
 import speed
 
@@ -110,7 +111,7 @@ def copy(tmp_path_factory):
     """The course without what is derived, so that nothing is written into this one."""
     folder = tmp_path_factory.mktemp("course")
     for name in ("shared", "data", "labs"):
-        shutil.copytree(notebooks.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(files.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (folder / "data/reference").glob(f"{reference.slug()}.json"):
         file.unlink()
     return folder
@@ -175,7 +176,7 @@ def test_a_run_that_is_cut_short_goes_on_where_it_was(copy):
 
 
 def test_what_other_versions_measured_is_measured_anew_and_not_mixed_in(monkeypatch, tmp_path):
-    monkeypatch.setattr(notebooks, "BUILD", tmp_path)
+    monkeypatch.setattr(files, "BUILD", tmp_path)
     monkeypatch.setattr(reference, "FOLDER", tmp_path)
     monkeypatch.setattr(points.Bench, "row", lambda bench, point, before: {"status": "ok", "peak_bytes": 1})
     plan = {"hybrid": points.plan("tiny", False)["hybrid"]}
@@ -192,7 +193,7 @@ def test_what_other_versions_measured_is_measured_anew_and_not_mixed_in(monkeypa
 
 
 def test_what_this_machine_refuses_is_said_in_the_file_and_tried_again(monkeypatch, tmp_path):
-    monkeypatch.setattr(notebooks, "BUILD", tmp_path)
+    monkeypatch.setattr(files, "BUILD", tmp_path)
     monkeypatch.setattr(reference, "FOLDER", tmp_path)
     tried = []
 
@@ -213,7 +214,7 @@ def test_what_this_machine_refuses_is_said_in_the_file_and_tried_again(monkeypat
 
 
 def test_no_point_begins_after_the_deadline(monkeypatch, tmp_path):
-    monkeypatch.setattr(notebooks, "BUILD", tmp_path)
+    monkeypatch.setattr(files, "BUILD", tmp_path)
     monkeypatch.setattr(points.Bench, "row", None)
     speed.measure("tiny", "hybrid", until=time.time() - 1)
     assert (
@@ -265,7 +266,7 @@ def test_a_part_whose_process_ends_at_once_is_left_and_not_begun_for_ever(copy):
 def test_make_reference_says_what_a_machine_without_a_gpu_can_do():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    done = subprocess.run(["make", "reference"], cwd=notebooks.ROOT, capture_output=True, text=True)
+    done = subprocess.run(["make", "reference"], cwd=files.ROOT, capture_output=True, text=True)
     assert done.returncode and "`make reference SCALE=tiny` measures this CPU" in done.stdout
 
 
@@ -329,7 +330,7 @@ def test_what_a_gpu_measured_is_what_the_text_says_of_it():
     assert f"{1e3 * eager:.1f} ms eager and {1e3 * graph:.1f} ms as a graph" in cell.source
     made = reference.machines("full")["NVIDIA H200"]
     done = f"{len(made['rows'])} of {made['made']['planned']} points"
-    assert done in reference.said("full") and done in (notebooks.ROOT / "README.md").read_text()
+    assert done in reference.said("full") and done in (files.ROOT / "README.md").read_text()
 
 
 # ---- what labs read -------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from rehearsal import models as standins
 from rehearsal import texts, tokenizers
 
 from shared import notebooks
-from shared.catalogue import DATASETS, MODELS, SOURCES
-from shared.sizes import DATA
+from shared.files import DATA
+from shared.hub.catalogue import DATASETS, MODELS, SOURCES
 
 RUNS = {run.name: run for run in rehearse.rehearsals()}
 

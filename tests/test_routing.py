@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import MIXTRAL, SMALL
 
-from shared import experts, models, routing
+from shared import experts, models
 from shared.errors import BadInput
+from shared.kits import routing
 
 TEXTS = ["Story: The old man sat by the river.", "def f(x):\n    return x", "Premises: All birches are trees. " * 30]
 TINY_MOE = ("tiny/olmoe", "tiny/olmoe-collapsed", "tiny/deepseek-moe", "tiny/jamba")

@@ -15,7 +15,9 @@ from transformers.models.falcon_mamba import modeling_falcon_mamba
 from transformers.models.jamba import modeling_jamba
 from transformers.models.mamba import modeling_mamba
 
-from shared import kernels, models, profiles, scan
+from shared import models, scan
+from shared.kits import profiles
+from shared.machine import kernels
 
 REFERENCE = modeling_mamba.mamba_selective_scan
 

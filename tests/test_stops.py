@@ -16,7 +16,7 @@ import psutil
 import pytest
 from rehearsal import models as stand_ins
 
-from shared import doctor, launch, notebooks
+from shared import doctor, files, launch, notebooks
 from shared.errors import BadInput
 
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
@@ -51,7 +51,7 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(monkeypatch, capsys):
     monkeypatch.setattr(notebooks, "run", full)
     assert notebooks.main(["run"]) == 1
     said = capsys.readouterr().err
-    assert str(notebooks.BUILD) in said and "make room" in said and said.count("\n") == 1
+    assert str(files.BUILD) in said and "make room" in said and said.count("\n") == 1
 
 
 def running(no_network, folder) -> tuple[subprocess.Popen, list[psutil.Process]]:
@@ -60,7 +60,7 @@ def running(no_network, folder) -> tuple[subprocess.Popen, list[psutil.Process]]
     environment = {**no_network, "COURSE_BUILD": str(folder)}
     main = subprocess.Popen(
         command,
-        cwd=notebooks.ROOT,
+        cwd=files.ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -122,7 +122,7 @@ def test_a_child_ends_with_its_parent_on_every_system(system, parent):
     child += f"notebooks.end_with(os.getppid() if {parent!r} == 'lives' else 1 << 30); print(os.getpid(), flush=True); "
     child += "time.sleep(60)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    main = subprocess.Popen([sys.executable, "-c", code], cwd=notebooks.ROOT, stdout=subprocess.PIPE, text=True)
+    main = subprocess.Popen([sys.executable, "-c", code], cwd=files.ROOT, stdout=subprocess.PIPE, text=True)
     line = main.stdout.readline()
     if parent == "has ended":
         main.communicate(timeout=10)  # the child has ended by itself
@@ -162,7 +162,7 @@ def test_an_unknown_scale_stops_the_lab_with_one_sentence(tmp_path, monkeypatch)
 def start(*arguments: str) -> subprocess.CompletedProcess:
     """scripts/lab.py with values that stop it before JupyterLab starts."""
     command = [sys.executable, "scripts/lab.py", "labs", *arguments]
-    return subprocess.run(command, cwd=notebooks.ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=files.ROOT, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("port", ["99999", "65536", "0", "-1", "http", "", "8888.0", "8888 8889", "٨٨٨٨", "--help"])
@@ -196,7 +196,7 @@ def test_another_bad_value_of_make_lab_is_one_sentence(argument, sentence):
 
 def test_a_folder_that_is_none_is_one_sentence(tmp_path):
     command = [sys.executable, "scripts/lab.py", str(tmp_path / "none")]
-    done = subprocess.run(command, cwd=notebooks.ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=files.ROOT, capture_output=True, text=True)
     assert done.stderr == f"NOTEBOOK_DIR={tmp_path / 'none'} is no folder; a bare `make lab` opens labs/.\n"
 
 
@@ -207,8 +207,8 @@ def test_a_folder_that_is_none_is_one_sentence(tmp_path):
 def labs(tmp_path, monkeypatch) -> Path:
     """A student's labs/, which the course reads in the place of its own."""
     folder = tmp_path / "labs"
-    shutil.copytree(notebooks.LABS, folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
-    monkeypatch.setattr(notebooks, "LABS", folder)
+    shutil.copytree(files.LABS, folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
+    monkeypatch.setattr(files, "LABS", folder)
     return folder
 
 
@@ -253,7 +253,7 @@ def test_a_folder_without_labs_of_the_course_opens_the_file_browser(tmp_path):
 
 
 def test_every_notebook_of_the_course_is_listed():
-    tracked = subprocess.run(["git", "ls-files", "labs"], cwd=notebooks.ROOT, capture_output=True, text=True)
+    tracked = subprocess.run(["git", "ls-files", "labs"], cwd=files.ROOT, capture_output=True, text=True)
     if tracked.returncode:
         pytest.skip("no clone of the course")
     assert [Path(line).name for line in tracked.stdout.split() if line.endswith(".ipynb")] == list(notebooks.FILES)
@@ -284,7 +284,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_damaged_notebook_is_one_sentence_that_names_the_file_and_a_remedy(kind, labs, monkeypatch, capsys):
-    monkeypatch.setattr(notebooks, "ROOT", labs.parent)
+    monkeypatch.setattr(files, "ROOT", labs.parent)
     path = labs / notebooks.FILES[0]
     damage, what = DAMAGED[kind]
     path.write_bytes(damage(path.read_bytes()))
@@ -390,7 +390,7 @@ def without_weights(no_network, tmp_path_factory) -> tuple[dict[str, list[dict]]
     build = tmp_path_factory.mktemp("build")
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("without_weights.py")],
-        cwd=notebooks.ROOT,
+        cwd=files.ROOT,
         env={**no_network, "COURSE_MODELS": str(configs), "COURSE_BUILD": str(build)},
         capture_output=True,
         text=True,
@@ -463,7 +463,7 @@ def test_without_weights_what_does_not_need_them_runs_and_nothing_half_measured_
 def test_without_weights_make_run_fails_with_the_sentence_and_writes_the_page(no_network, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "shared.notebooks", "run", "--lab", "2.4.3", "--scale", "full"],
-        cwd=notebooks.ROOT,
+        cwd=files.ROOT,
         env={**no_network, "COURSE_BUILD": str(tmp_path)},
         capture_output=True,
         text=True,

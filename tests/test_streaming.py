@@ -13,7 +13,9 @@ import pytest
 import torch
 from small_models import SMALL, write
 
-from shared import guard, memory, models, notebooks, sizes, streaming
+from shared import files, models
+from shared.machine import guard, pool
+from shared.models import sizes, streaming
 
 OPTIONS = {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
 
@@ -48,7 +50,7 @@ def assert_equal(usual, streamed):
 @pytest.mark.parametrize("name", sizes.TINY)
 def test_each_shipped_model_is_the_same_to_the_bit(name, dtype):
     models.published_config(name)  # registers DeepSeekMoE
-    assert_equal(*both(sizes.DATA / name, dtype))
+    assert_equal(*both(files.DATA / name, dtype))
 
 
 @pytest.mark.parametrize("kind", [*SMALL, "mixtral"])
@@ -62,7 +64,7 @@ def test_a_checkpoint_in_many_files_with_an_entry_for_each_expert_is_the_same_to
 
 
 def test_tied_embeddings_stay_one_tensor():
-    model, _ = streaming.from_pretrained(sizes.DATA / "tiny/mamba", **OPTIONS)
+    model, _ = streaming.from_pretrained(files.DATA / "tiny/mamba", **OPTIONS)
     assert model.config.tie_word_embeddings and model.lm_head.weight is model.backbone.embeddings.weight
 
 
@@ -73,7 +75,7 @@ def test_on_unified_memory_load_streams_and_elsewhere_it_does_not(monkeypatch):
     monkeypatch.setattr(streaming, "from_pretrained", lambda *a, **k: streamed.append(a) or real(*a, **k))
     models.load("tiny/olmoe", device="cpu")
     assert not streamed
-    monkeypatch.setattr(memory, "is_unified", lambda device=None: True)
+    monkeypatch.setattr(pool, "is_unified", lambda device=None: True)
     model, _ = models.load("tiny/olmoe", device="cpu")
     assert len(streamed) == 1
     assert all(torch.equal(a, b) for a, b in zip(usual.parameters(), model.parameters(), strict=True))
@@ -83,7 +85,7 @@ def test_a_checkpoint_with_another_key_or_shape_is_refused_as_it_is_elsewhere(tm
     write(tmp_path, "mamba")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "state_size": 4}))
-    monkeypatch.setattr(memory, "is_unified", lambda device=None: True)
+    monkeypatch.setattr(pool, "is_unified", lambda device=None: True)
     monkeypatch.setattr(models.checkpoints, "remedy", lambda folder: "load it anew")
     with pytest.raises(models.DamagedCheckpoint, match="mismatched keys, the first"):
         models.from_folder(tmp_path, torch.bfloat16, torch.device("cpu"))
@@ -112,7 +114,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
-from shared import meters, streaming
+from shared.machine import meters
+from shared.models import streaming
 logging.disable_progress_bar()
 how, folder, warm = sys.argv[1], *map(Path, sys.argv[2:])
 load = streaming.from_pretrained if how == "streamed" else AutoModelForCausalLM.from_pretrained
@@ -145,7 +148,7 @@ def cached_pages(file) -> float:
 
 def measured(how: str, folder, warm) -> tuple[float, float]:
     """Peak anonymous memory of a load, in a process of its own, over the model's bytes; share of the files in cache."""
-    environment = {**os.environ, "PYTHONPATH": str(notebooks.ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(files.ROOT), "OMP_NUM_THREADS": "1"}
     # glibc keeps pieces that were freed, a device gives them to its next tensor: here they go back at once.
     environment["MALLOC_MMAP_THRESHOLD_"] = "131072"
     command = [sys.executable, "-c", CHILD, how, folder, warm]
@@ -175,7 +178,7 @@ def test_a_load_takes_the_models_size_and_little_more_and_leaves_no_pages_in_the
     for file in tmp_path.glob("*.safetensors"):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())  # pages that are not on disk yet cannot be given back
-    warm = sizes.DATA / "tiny" / kind
+    warm = files.DATA / "tiny" / kind
     usual, usual_cached = measured("from_pretrained", tmp_path, warm)
     streamed, cached = measured("streamed", tmp_path, warm)
     print(

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from shared import models, notebooks
-from shared.catalogue import SOURCES
+from shared import files, models
+from shared.hub.catalogue import SOURCES
 
-sys.path.insert(0, str(notebooks.ROOT / "scripts"))
+sys.path.insert(0, str(files.ROOT / "scripts"))
 import tables
 
 TEXT = tables.FILE.read_text(encoding="utf-8")

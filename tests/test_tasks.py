@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
-from shared import tasks
 from shared.errors import BadInput
-from shared.notebooks import ROOT
+from shared.files import ROOT
+from shared.kits import tasks
 from shared.scan import selective_scan
 
 sys.path.insert(0, str(ROOT / "data" / "reference"))

@@ -12,8 +12,9 @@ import torch
 from recorder import Cuda, Leaves
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, MambaConfig, MambaForCausalLM
 
-from shared import memory, models, results, timing
-from shared.sizes import published_config
+from shared import files, models, results, timing
+from shared.machine import pool
+from shared.models.sizes import published_config
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,7 @@ def test_a_sweep_gives_a_row_per_length_in_order(pair):
 def test_a_sweep_stops_before_it_would_run_out(pair, monkeypatch):
     row = next(iter(timing.sweep(pair["mamba"], {512: prompt(512)}, new_tokens=4, repeats=1, warmup=1)))
     # Room for what 512 tokens took and not for twice that: the next length must not even be tried.
-    monkeypatch.setattr(memory, "available", lambda device=None: int(row["peak_bytes"] * 1.2))
+    monkeypatch.setattr(pool, "available", lambda device=None: int(row["peak_bytes"] * 1.2))
     rows = list(timing.sweep(pair["mamba"], {512: prompt(512), 4096: prompt(4096)}, new_tokens=4, repeats=1, warmup=1))
     assert [r["status"] for r in rows] == ["ok", "out of memory"]
     assert rows[1]["expected_bytes"] > rows[1]["available_bytes"]
@@ -278,7 +279,7 @@ def test_a_call_takes_no_longer_with_more_of_them(monkeypatch):
 def test_results_are_tidy_and_carry_machine_and_versions(tmp_path, monkeypatch):
     import pandas as pd
 
-    monkeypatch.setattr(results, "BUILD", tmp_path)
+    monkeypatch.setattr(files, "BUILD", tmp_path)
     path = results.save(pd.DataFrame({"tokens": [1, 2]}), "lab-x")
     saved = pd.read_csv(path)
     assert list(saved.tokens) == [1, 2]
@@ -290,7 +291,7 @@ def test_results_are_tidy_and_carry_machine_and_versions(tmp_path, monkeypatch):
 def test_a_full_disk_is_one_sentence_and_keeps_the_previous_results(tmp_path, monkeypatch):
     import pandas as pd
 
-    monkeypatch.setattr(results, "BUILD", tmp_path)
+    monkeypatch.setattr(files, "BUILD", tmp_path)
     path = results.save(pd.DataFrame({"tokens": [1]}), "lab-x")
 
     def full(self, file, **options):

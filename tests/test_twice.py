@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from shared import notebooks
+from shared import files, notebooks
 
 NUMBERS = {"steps": 8, "examples": 64, "short_steps": 6}
 SLOW = {"memory-measure", "memory-figure", "train-replay", "forgetting", "forgetting-figure", "give-back"}
@@ -13,7 +13,7 @@ SLOW = {"memory-measure", "memory-figure", "train-replay", "forgetting", "forget
 
 def twice() -> list[tuple[str, list[str], list[str]]]:
     """Each cell's id, what it printed the first and the second time, and its errors."""
-    os.chdir(notebooks.LABS)
+    os.chdir(files.LABS)
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.capture import capture_output
     from traitlets.config import Config

@@ -12,16 +12,16 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
-from shared import evaluate, finetune, notebooks, plots, tasks  # noqa: F401  with torch, transformers, peft, matplotlib
+from shared import evaluate, files, matplotlib, notebooks, peft, plots, tasks  # noqa: F401  with torch, transformers
 
-sys.path.insert(0, str(notebooks.ROOT / "scripts"))
+sys.path.insert(0, str(files.ROOT / "scripts"))
 
 from rehearse import NUMBERS
 
 
 def cells(lab: str) -> list[dict]:
     """Each code cell of a lab: its id, tags and number, its text, its outputs' metadata, and an error if it has one."""
-    os.chdir(notebooks.LABS)
+    os.chdir(files.LABS)
     config = Config()
     config.HistoryManager.enabled = False
     shell = InteractiveShell.instance(colors="nocolor", config=config)

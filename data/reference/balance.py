@@ -25,9 +25,10 @@ import torch
 from parts import compact, keep
 from torch import Tensor
 
-from shared import data, files, moe, notebooks, results
+from shared import data, files, notebooks, results
+from shared.kits import moe
 
-PARTS, OUT = notebooks.BUILD / "balance", Path(__file__).with_name("balance.json")
+PARTS, OUT = files.BUILD / "balance", Path(__file__).with_name("balance.json")
 SEEDS = (0, 1, 2)
 SETTINGS = {"steps": 400, "size": 20, "weight": 0.02, "u": 0.002}
 VARIANTS = ("none", "pooled", "layer", "sequence", "bias", "frozen", "top-1")

@@ -34,8 +34,9 @@ from parts import compact, keep
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, JambaConfig, MambaConfig
 from transformers.utils import logging
 
-from shared import files, models, results, tasks
-from shared.notebooks import BUILD
+from shared import files, models, results
+from shared.files import BUILD
+from shared.kits import tasks
 
 PARTS, OUT = BUILD / "curves", Path(__file__).with_name("curves.json")
 SEEDS = (0, 1, 2)

@@ -41,11 +41,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from shared import files, finetune, notebooks, results
+from shared import files, notebooks, results
+from shared.kits import finetune
 from shared.scan import in_transformers
 
 HERE = Path(__file__).resolve().parent
-OUT, PARTS = HERE / "finetune.json", notebooks.BUILD / "finetune-runs"
+OUT, PARTS = HERE / "finetune.json", files.BUILD / "finetune-runs"
 SEEDS = (0, 1, 2)
 STEPS, BATCH, EVALUATIONS = 200, 32, 8
 PRETRAINING = {"steps": 500, "lr": 3e-3}

@@ -6,9 +6,11 @@ from unittest.mock import patch
 
 import torch
 
-from shared import data, guard, memory, models, notebooks, scan, timing
+from shared import data, memory, models, notebooks, scan, timing
 from shared.errors import CourseError
-from shared.sizes import published_config
+from shared.machine import guard, pool
+from shared.models.sizes import published_config
+from shared.units import human
 
 SETTINGS = {
     "full": {
@@ -79,7 +81,7 @@ class Bench:
     """What measures the points of a part; it keeps the model of the last one for the next."""
 
     def __init__(self, scale: str):
-        self.scale, self.device, self.key, self.model, self.about = scale, memory.pick_device(), None, None, {}
+        self.scale, self.device, self.key, self.model, self.about = scale, pool.pick_device(), None, None, {}
 
     def row(self, point: dict, before: dict | None) -> dict:
         """The result of a point. `before`: the row of a smaller one of its kind; from it follows what it will take.
@@ -187,7 +189,7 @@ def first_layers(name: str, layers: int, dtype: torch.dtype, device: torch.devic
         shaped = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         needed = sum(p.numel() for p in shaped.parameters()) * dtype.itemsize
     if needed > (free := guard.budget(device)):
-        have = f"{memory.human(needed)} and {memory.human(free)} are available"
+        have = f"{human(needed)} and {human(free)} are available"
         raise models.NotEnoughMemory(f"{name} with {layers} layers needs {have}")
     guard.protect(device)
     return models.from_config(config, dtype, device)

@@ -34,13 +34,14 @@ import torch
 from parts import compact, keep, kept
 from points import SETTINGS, Bench, plan
 
-from shared import files, kernels, memory, notebooks, reference, results, timing
+from shared import files, reference, results, timing
 from shared.errors import CourseError
+from shared.machine import kernels, pool
 
 
 def file_of(scale: str, part: str, point: dict) -> Path:
     name = "-".join(str(value).replace("/", "_").replace(" ", "") for value in point.values())
-    return notebooks.BUILD / "reference" / f"{reference.slug()}-{scale}" / part / f"{name}.json"
+    return files.BUILD / "reference" / f"{reference.slug()}-{scale}" / part / f"{name}.json"
 
 
 def settings_of(point: dict) -> dict:
@@ -82,7 +83,7 @@ def measure(scale: str, part: str, until: float) -> None:
 
 def write(scale: str, parts: dict[str, list[dict]]) -> str:
     """What is kept, into data/reference/<machine>.json; other scales in it stay. Returns a sentence."""
-    device, rows, seconds = memory.pick_device(), [], 0.0
+    device, rows, seconds = pool.pick_device(), [], 0.0
     for part, points in parts.items():
         for point in points:
             file = file_of(scale, part, point)
@@ -94,10 +95,10 @@ def write(scale: str, parts: dict[str, list[dict]]) -> str:
                 rows.append({"part": part} | point | {"status": f"refused: {refused.read_text()}"})
     if not rows:
         return "Nothing is measured yet."
-    most = memory.host("MemTotal")
+    most = pool.host("MemTotal")
     if device.type == "cuda":
         most = torch.cuda.get_device_properties(device).total_memory
-    made = results.machine() | {"kernels": kernels.status()[0], "unified": memory.is_unified(device)}
+    made = results.machine() | {"kernels": kernels.status()[0], "unified": pool.is_unified(device)}
     planned = sum(map(len, parts.values()))
     made |= {"memory_bytes": most, "seconds": round(seconds), "planned": planned}
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -121,7 +122,7 @@ def shortened(value):
 
 def locked():
     """A file that one call holds at a time, with the process that measures for it; None where another one does."""
-    file = notebooks.BUILD / "reference" / "lock"
+    file = files.BUILD / "reference" / "lock"
     file.parent.mkdir(parents=True, exist_ok=True)
     file = file.open("w")
     try:
@@ -151,7 +152,7 @@ def main() -> int:
     if options.until:
         measure(options.scale, options.part, options.until)
         return 0
-    on_gpu = memory.pick_device().type == "cuda"
+    on_gpu = pool.pick_device().type == "cuda"
     if options.scale == "full" and not on_gpu:
         print("Scale full needs an NVIDIA GPU, and PyTorch sees none: `make reference SCALE=tiny` measures this CPU.")
         return 1

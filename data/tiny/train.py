@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from shared.data import DOMAINS
-from shared.deepseek import DeepseekConfig
+from shared.models.deepseek import DeepseekConfig
 from shared.scan import in_transformers
 
 PAD, EOS = "<pad>", "<eos>"

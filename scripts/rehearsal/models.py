@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from rehearsal import tokenizers
-from shared.catalogue import MODELS
-from shared.sizes import DATA
+from shared.files import DATA
+from shared.hub.catalogue import MODELS
 
 NARROW = {
     "mamba": {
@@ -63,7 +63,7 @@ def write(name: str, folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    import shared.deepseek  # noqa: F401  registers model_type "deepseek"
+    import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
 
     folder.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()

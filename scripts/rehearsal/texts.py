@@ -9,7 +9,7 @@ import itertools
 import random
 
 from shared import data
-from shared.catalogue import DATASETS
+from shared.hub.catalogue import DATASETS
 
 BOOK = 300_000  # characters
 BOOKS = 100  # in the test split, as published

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from shared import notebooks
+from shared import files, notebooks
 
 GREEN, RED, GREY, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[90m", "\x1b[0m"
 PASSED, FAILED, OPEN = "✓", "✗", "○"
@@ -112,7 +112,7 @@ def _where(error: Exception) -> str:
     said = f"{type(error).__name__}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
     # A cell of a notebook has a file of its own outside the project; a check's own frames are inside it.
-    lines = [f.lineno for f in frames if not f.filename.startswith(str(notebooks.ROOT / "shared"))]
+    lines = [f.lineno for f in frames if not f.filename.startswith(str(files.ROOT / "shared"))]
     if not lines:
         return f"the result could not be used ({said}). Look at what the docstring says it returns."
     return f"your code raised {said} (line {lines[0]} of the cell)."

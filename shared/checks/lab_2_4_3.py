@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from shared import experts, routing
+from shared import experts
 from shared.checks import Wrong, exercise, expect, expect_close
+from shared.kits import routing
 
 PARTS = ("embedding", "attention", "router", "shared", "routed", "other")
 LAYER = "model.layers.1."

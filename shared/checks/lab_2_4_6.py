@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from shared import data, finetune
+from shared import data
 from shared.checks import Wrong, exercise, expect, expect_close
+from shared.kits import finetune
 
 # ---- gradients ------------------------------------------------------------------------------------------------------
 

@@ -20,10 +20,10 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from shared import cache
-from shared.catalogue import SOURCES, Source
 from shared.errors import DiskFull, Missing
-from shared.memory import human
+from shared.hub import store
+from shared.hub.catalogue import SOURCES, Source
+from shared.units import human
 
 TRIES = 3
 TOLD_FROM = 100_000_000  # bytes; a larger download is announced with its size
@@ -41,11 +41,11 @@ def fetch(name: str, split: str | None = None) -> Path:
     """
     source = SOURCES[name]
     split = split or next(iter(source.splits))
-    if folder := cache.local(name, split):
+    if folder := store.local(name, split):
         return folder
     if why := _unreachable():
         raise Missing(f"{name} is not complete on this machine and cannot be fetched now ({why}): {_remedy(name)}.")
-    mark, what = cache.mark(source, split), "the list of files"
+    mark, what = store.mark(source, split), "the list of files"
     try:
         files = _listing(source, split)
         _make_room(name, source, [file for file in files if not _there(source, file)])
@@ -63,14 +63,14 @@ def fetch(name: str, split: str | None = None) -> Path:
     except Exception as problem:  # the errors of the hub's client share no base
         raise _explained(f"{what} of {name}", name, source, problem) from problem
     mark.unlink(missing_ok=True)
-    return cache.snapshot(source)
+    return store.snapshot(source)
 
 
 # ---- the transfer -----------------------------------------------------------------------------------------------
 
 
 def _there(source: Source, file) -> bool:
-    return (cache.snapshot(source) / file.path).exists()
+    return (store.snapshot(source) / file.path).exists()
 
 
 def _unreachable() -> str:
@@ -209,8 +209,8 @@ def _remove_leftovers(source: Source) -> None:
     """Delete what killed downloads left behind. A file that somebody is downloading now is locked, and stays."""
     from filelock import FileLock, Timeout
 
-    for leftover in (cache.storage(source) / "blobs").glob("*.incomplete"):
-        lock = cache.locks(source) / f"{leftover.name.split('.')[0]}.lock"
+    for leftover in (store.storage(source) / "blobs").glob("*.incomplete"):
+        lock = store.locks(source) / f"{leftover.name.split('.')[0]}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(lock, timeout=0):
@@ -224,7 +224,7 @@ def _remove_leftovers(source: Source) -> None:
 
 def _make_room(name: str, source: Source, missing: list) -> None:
     """Say how large a large download is, and refuse one that does not fit on the disk."""
-    need, free = sum(file.size for file in missing), disk_free(cache.storage(source))
+    need, free = sum(file.size for file in missing), disk_free(store.storage(source))
     if need > free:
         raise DiskFull(too_small(name, source, f"it needs {human(need)} more and {human(free)} are free"))
     if need > TOLD_FROM:
@@ -240,7 +240,7 @@ def disk_free(folder: Path) -> int:
 
 def too_small(name: str, source: Source, why: str) -> str:
     return (
-        f"The disk of {cache.storage(source).parent} is too small for {name} ({why}): make room (`make cache` shows "
+        f"The disk of {store.storage(source).parent} is too small for {name} ({why}): make room (`make cache` shows "
         "what the course keeps there), or set HF_HOME to a folder on a larger disk."
     )
 
@@ -263,7 +263,7 @@ def download_bytes(name: str) -> int:
     source = SOURCES[name]
     if source.kind == "dataset":
         return source.size
-    from shared.sizes import published_config, size
+    from shared.models.sizes import published_config, size
 
     return size(name, published_config(name).dtype).weight_bytes
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared import data
+from shared import data, files
 
 Balance = Callable[[list[Tensor]], Tensor]  # router logits (B, T, E) of each layer -> what is added to the loss
 Controller = Callable[[Tensor, Tensor], Tensor]  # bias (E,) and the step's counts (E,) -> the next bias (E,)
@@ -130,7 +130,7 @@ def tokens(split: str) -> dict[str, Tensor]:
     """The tiny text as token ids, {domain: (tokens,)}."""
     from transformers import AutoTokenizer
 
-    folder = data.DATA / "tiny" / "tokenizer"
+    folder = files.DATA / "tiny" / "tokenizer"
     tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=10**9, trust_remote_code=False)
     return {domain: torch.tensor(tokenizer(text).input_ids) for domain, text in data.tiny_text(split).items()}
 

@@ -4,9 +4,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from shared import guard, memory, sizes, streaming
-from shared.memory import human
-from shared.sizes import MODELS, TINY, pick_dtype, published_config, size
+from shared import files
+from shared.machine import guard, pool
+from shared.models import streaming
+from shared.models.sizes import MODELS, TINY, pick_dtype, published_config, size
+from shared.units import human
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def fits(
     the reason says what does: the model with 8-bit experts, or the largest smaller model, of the same kind if there is
     one. `bits`: as in `load`.
     """
-    device, dtype = memory.present_device(device), pick_dtype(dtype)
+    device, dtype = pool.present_device(device), pick_dtype(dtype)
     fit = _fit(name, context, device, dtype, weights, bits)
     if fit:
         return fit
@@ -50,7 +52,7 @@ def in_flight(name: str, dtype: torch.dtype = torch.bfloat16, bits: int = 16) ->
 
 def _fit(name: str, context: int, device, dtype, weights, bits) -> Fit:
     parts = size(name, dtype, bits)
-    extra = in_flight(name, dtype, bits) if weights == "trained" and memory.is_unified(device) else 0
+    extra = in_flight(name, dtype, bits) if weights == "trained" and pool.is_unified(device) else 0
     cache = context * parts.kv_bytes_per_token + parts.state_bytes if context else 0
     needed, free, kept = parts.weight_bytes + extra + cache, guard.budget(device), guard.reserve(device)
     added = ["8-bit experts"] * (bits == 8) + [f"{context:,} tokens of context"] * (context > 0)
@@ -80,4 +82,4 @@ def _what_fits(name: str, context: int, device, dtype, weights, bits) -> str:
 
 def _tiny() -> tuple[str, ...]:
     """The tiny models, where they are built."""
-    return TINY if all((sizes.DATA / name / "config.json").exists() for name in TINY) else ()
+    return TINY if all((files.DATA / name / "config.json").exists() for name in TINY) else ()

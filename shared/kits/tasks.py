@@ -7,17 +7,17 @@ the step, is accuracy on unseen examples.
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared import files
 from shared.errors import BadInput
 from shared.scan import in_transformers, selective_scan
 
 Task = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
-RECALL = Path(__file__).resolve().parents[1] / "data" / "tiny" / "recall"
+RECALL = files.DATA / "tiny" / "recall"
 
 # ---- tasks ---------------------------------------------------------------------------------------------------------
 

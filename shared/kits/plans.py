@@ -19,11 +19,13 @@ from types import SimpleNamespace
 import pandas as pd
 import torch
 
-from shared import counting, data, evaluate, forecast, kernels, notebooks, scan, timing
-from shared.counting import Work
-from shared.forecast import Machine
-from shared.memory import human
-from shared.sizes import published_config, size
+from shared import data, evaluate, notebooks, scan, timing
+from shared.kits import counting, forecast
+from shared.kits.counting import Work
+from shared.kits.forecast import Machine
+from shared.machine import kernels
+from shared.models.sizes import published_config, size
+from shared.units import human
 
 TOKEN = 4  # bytes of English text that a token stands for, about
 WIKITEXT = 1_290_000  # bytes of WikiText-2's test split

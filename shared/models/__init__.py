@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from shared import checkpoints, guard, kernels, memory, meters, streaming
+from shared import files
 from shared.errors import (
     BadInput,
     ContextTooLong,
@@ -24,8 +24,10 @@ from shared.errors import (
     Missing,
     NotEnoughMemory,
 )
-from shared.fitting import Fit, fits
-from shared.sizes import DATA, MODELS, TINY, ModelSize, check_name, pick_dtype, published_config, size
+from shared.machine import guard, kernels, meters, pool
+from shared.models import checkpoints, streaming
+from shared.models.fitting import Fit, fits
+from shared.models.sizes import MODELS, TINY, ModelSize, check_name, pick_dtype, published_config, size
 
 __all__ = [
     "MODELS",
@@ -100,9 +102,9 @@ def load(name: str, dtype: torch.dtype | str = torch.bfloat16, weights: str = "t
     """
     if weights not in ("trained", "random"):
         raise BadInput(f'The weights are "trained" or "random", not {weights!r}.')
-    config, device, dtype = published_config(check_name(name)), memory.present_device(device), pick_dtype(dtype)
+    config, device, dtype = published_config(check_name(name)), pool.present_device(device), pick_dtype(dtype)
     if not (fit := fits(name, device=device, dtype=dtype, weights=weights, bits=bits)):
-        raise NotEnoughMemory(fit.reason[:-1] + (guard.others_said() if memory.is_unified(device) else "") + ".")
+        raise NotEnoughMemory(fit.reason[:-1] + (guard.others_said() if pool.is_unified(device) else "") + ".")
     quantization = _eight_bit_experts(weights) if bits == 8 else {}
     guard.protect(device)
     if weights == "random":
@@ -179,9 +181,9 @@ def from_folder(folder: Path, dtype: torch.dtype, device, **options):
     kernels.by_device()
     checkpoints.check_config(folder)
     checkpoints.check_files(folder)
-    unified = memory.is_unified(device)
+    unified = pool.is_unified(device)
     from_pretrained = streaming.from_pretrained if unified else AutoModelForCausalLM.from_pretrained
-    with _quiet(bar=not folder.is_relative_to(DATA)):
+    with _quiet(bar=not folder.is_relative_to(files.DATA)):
         model, info = from_pretrained(
             folder,
             dtype=dtype,
@@ -213,7 +215,7 @@ def _registered(model):
 def _tokenizer(name: str, folder: Path | None, needed: bool):
     """The tokenizer of a model; None where it is not needed and not there. Raises: DamagedCheckpoint."""
     if name in TINY:
-        folder = DATA / "tiny" / "tokenizer"
+        folder = files.DATA / "tiny" / "tokenizer"
     missing = checkpoints.missing_tokenizer(folder) if folder else "its folder"
     if missing and not needed:
         return None
@@ -233,7 +235,7 @@ def _refuse(folder: Path, found: str, right: str) -> None:
 
 def tiny_tokenizer():
     """The tokenizer of the tiny models. Where weights are random and nothing is downloaded, any one will do."""
-    return tokenizer_of(DATA / "tiny" / "tokenizer")
+    return tokenizer_of(files.DATA / "tiny" / "tokenizer")
 
 
 def tokenizer_of(folder: Path, model_type: str = ""):

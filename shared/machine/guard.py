@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from shared import memory, meters
 from shared.errors import NotEnoughMemory
+from shared.machine import meters, pool
+from shared.units import human
 
 if TYPE_CHECKING:
     import psutil
@@ -65,19 +66,19 @@ def floor(total: int) -> int:
 
 def reserve(device=None) -> int:
     """Bytes that stay with the rest of the machine: `kept` of its memory where that is unified; elsewhere 0."""
-    return kept(memory.host("MemTotal")) if memory.is_unified(device) else 0
+    return kept(pool.host("MemTotal")) if pool.is_unified(device) else 0
 
 
 def budget(device=None) -> int:
     """Bytes that a load or a measurement may plan with on `device`: what is available less the reserve."""
-    return max(0, memory.available(device) - reserve(device))
+    return max(0, pool.available(device) - reserve(device))
 
 
 def cap(device=None) -> None:
     """On unified memory, make torch raise OutOfMemoryError before it takes the reserve; elsewhere do nothing."""
     import torch
 
-    if memory.is_unified(device := memory.pick_device(device)):
+    if pool.is_unified(device := pool.pick_device(device)):
         most = torch.cuda.memory_allocated(device) + budget(device)
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), device)
@@ -86,7 +87,7 @@ def cap(device=None) -> None:
 def protect(device=None) -> None:
     """Cap torch and start the watchdog where the memory is unified; elsewhere do nothing."""
     cap(device)
-    if memory.is_unified(device):
+    if pool.is_unified(device):
         watch()
 
 
@@ -105,15 +106,15 @@ class _Cell:
         self._least, self._swapped = _least(now), _swapped(now)
 
     def why_stop(self, now: dict[str, int]) -> str:
-        """What is wrong at the levels `now` (of `memory.meminfo`), or nothing. Once said, `now` counts as the begin."""
+        """What is wrong at the levels `now` (of `pool.meminfo`), or nothing. Once said, `now` counts as the begin."""
         left, swapped = now["MemAvailable"], _swapped(now)
         if left < self._least:
             self._least = _least(now)
-            return f"{memory.human(left)} of the memory that GPU and CPU share were left"
+            return f"{human(left)} of the memory that GPU and CPU share were left"
         if (more := swapped - self._swapped) > SWAPPED:
             self._swapped = swapped
-            free = memory.human(now["SwapFree"])
-            return f"free swap fell by {memory.human(more)} since it began, to {free}: memory is short"
+            free = human(now["SwapFree"])
+            return f"free swap fell by {human(more)} since it began, to {free}: memory is short"
         self._least = max(self._least, _least(now))
         self._swapped = min(self._swapped, swapped)
         return ""
@@ -154,7 +155,7 @@ def watch() -> None:
 
 def _begin(_=None) -> None:
     global _cell
-    _cell = _Cell(memory.meminfo())
+    _cell = _Cell(pool.meminfo())
 
 
 def _watch() -> None:
@@ -162,7 +163,7 @@ def _watch() -> None:
     while True:
         time.sleep(INTERVAL)
         cell = _cell
-        why = cell.why_stop(memory.meminfo())
+        why = cell.why_stop(pool.meminfo())
         if why and cell is _cell:  # or the next cell would be stopped for what this one did
             _why = why
             signal.pthread_kill(threading.main_thread().ident, SIGNAL)
@@ -213,7 +214,7 @@ def notebook(process: "psutil.Process") -> str | None:
 
 def others_said() -> str:
     """The three largest of `others` as the end of a sentence, or nothing."""
-    kernels = [f"{name} (process {pid}, {memory.human(held)})" for name, pid, held in others()[:3]]
+    kernels = [f"{name} (process {pid}, {human(held)})" for name, pid, held in others()[:3]]
     return f"; shut down what else holds memory: {', '.join(kernels)}" if kernels else ""
 
 

@@ -21,8 +21,9 @@ from unittest.mock import patch
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shared import kernels, scan, timing
-from shared.sizes import published_config, size
+from shared import scan, timing
+from shared.machine import kernels
+from shared.models.sizes import published_config, size
 
 LENGTHS = (128, 192, 256)  # multiples of the scan's chunk, and more than one of it
 PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "_grouped_mm", "scaled_dot_product_attention"}

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from shared.catalogue import MODELS
+from shared import files
 from shared.errors import BadInput, DamagedCheckpoint
+from shared.hub.catalogue import MODELS
 
-DATA = Path(__file__).resolve().parents[1] / "data"
 # Where the published configs are read; a rehearsal of scale full puts those of its small stand-ins in their place.
-PUBLISHED = Path(os.environ.get("COURSE_MODELS") or DATA / "models")
+PUBLISHED = Path(os.environ.get("COURSE_MODELS") or files.DATA / "models")
 
 TINY = tuple(f"tiny/{m}" for m in ("mamba", "transformer", "olmoe", "olmoe-collapsed", "deepseek-moe", "jamba"))
 
@@ -120,9 +120,9 @@ def published_config(name: str):
     """The transformers config of a model: as published for a full one, as saved for a tiny one. No network."""
     from transformers import AutoConfig
 
-    import shared.deepseek  # noqa: F401  registers model_type "deepseek"
+    import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
 
-    file = DATA / name / "config.json" if name in TINY else PUBLISHED / f"{name}.json"
+    file = files.DATA / name / "config.json" if name in TINY else PUBLISHED / f"{name}.json"
     try:
         fields = dict(json.loads(file.read_text()))
     except (OSError, TypeError, ValueError):
@@ -137,7 +137,7 @@ def published_config(name: str):
 
 def remedy(file: Path) -> str:
     """What to do about a damaged file or folder of the course, as the end of a sentence."""
-    if not file.is_relative_to(DATA):
+    if not file.is_relative_to(files.DATA):
         return f"take {file} out of the folder that COURSE_MODELS names, or make it anew"
-    rebuild = " and `make tiny` builds it anew" if file.is_relative_to(DATA / "tiny") else ""
-    return f"`git checkout -- {file.relative_to(DATA.parent)}` restores it{rebuild}"
+    rebuild = " and `make tiny` builds it anew" if file.is_relative_to(files.DATA / "tiny") else ""
+    return f"`git checkout -- {file.relative_to(files.DATA.parent)}` restores it{rebuild}"

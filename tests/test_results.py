@@ -12,14 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
-from shared import notebooks, results, sweeps
+from shared import files, results
 from shared.errors import BadInput, CourseError
 
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweeps, "BUILD", tmp_path)
-    monkeypatch.setattr(results, "BUILD", tmp_path)
+    monkeypatch.setattr(files, "BUILD", tmp_path)
     return tmp_path
 
 
@@ -33,10 +32,10 @@ def run(sweep, items, stop_at=None) -> dict:
 
 
 def test_a_second_run_goes_on_where_the_first_stopped_and_measures_nothing_twice(build):
-    first = sweeps.Sweep("s", scale="tiny")
+    first = results.Sweep("s", scale="tiny")
     with pytest.raises(KeyboardInterrupt):
         run(first, ["tiny/a", "tiny/bb", "tiny/ccc"], stop_at="tiny/ccc")
-    second = sweeps.Sweep("s", scale="tiny")
+    second = results.Sweep("s", scale="tiny")
     assert [second.has(item) for item in ("tiny/a", "tiny/bb", "tiny/ccc")] == [True, True, False]
     found = run(second, ["tiny/a", "tiny/bb", "tiny/ccc"])
     assert (first.made, second.made) == (2, 1)
@@ -44,55 +43,55 @@ def test_a_second_run_goes_on_where_the_first_stopped_and_measures_nothing_twice
 
 
 def test_a_finished_sweep_is_a_table_and_the_next_run_measures_anew(build):
-    sweep = sweeps.Sweep("s", scale="tiny")
+    sweep = results.Sweep("s", scale="tiny")
     path = sweep.finish(pd.DataFrame(run(sweep, ["a", "bb"]).values()))
     assert list(pd.read_csv(path).item) == ["a", "bb"] and not sweep.folder.exists()
-    again = sweeps.Sweep("s", scale="tiny")
+    again = results.Sweep("s", scale="tiny")
     run(again, ["a", "bb"])
     assert again.made == 2
 
 
 @pytest.mark.parametrize("change", [{"scale": "full"}, {"scale": "tiny", "stride": 3}, {}])
 def test_other_settings_are_another_sweep_and_neither_loses_or_mixes_results(build, change):
-    run(sweeps.Sweep("s", scale="tiny"), ["a"])
-    other = sweeps.Sweep("s", **change)
+    run(results.Sweep("s", scale="tiny"), ["a"])
+    other = results.Sweep("s", **change)
     assert not other.has("a")
     other.keep("a", lambda: "measured under other settings")
-    assert sweeps.Sweep("s", scale="tiny").keep("a", lambda: "again")["value"] == 1 / 3
+    assert results.Sweep("s", scale="tiny").keep("a", lambda: "again")["value"] == 1 / 3
     other.finish(pd.DataFrame({"x": [1]}))
-    assert sweeps.Sweep("s", scale="tiny").has("a"), "the end of one sweep must leave the other"
+    assert results.Sweep("s", scale="tiny").has("a"), "the end of one sweep must leave the other"
 
 
 def test_another_machine_or_version_counts_as_other_settings(build, monkeypatch):
-    run(sweeps.Sweep("s"), ["a"])
+    run(results.Sweep("s"), ["a"])
     monkeypatch.setattr(results, "machine", lambda: {"machine": "another", "date": "2026-01-01"})
-    assert not sweeps.Sweep("s").has("a")
+    assert not results.Sweep("s").has("a")
 
 
 def test_numbers_of_numpy_and_torch_are_kept(build):
     measured = {"mean": np.float32(0.5), "count": np.int64(3), "each": np.arange(2), "loss": torch.tensor(1.5)}
-    kept = sweeps.Sweep("s").keep("a", lambda: measured)
-    assert kept == {"mean": 0.5, "count": 3, "each": [0, 1], "loss": 1.5} == sweeps.Sweep("s").keep("a", dict)
+    kept = results.Sweep("s").keep("a", lambda: measured)
+    assert kept == {"mean": 0.5, "count": 3, "each": [0, 1], "loss": 1.5} == results.Sweep("s").keep("a", dict)
 
 
 def test_what_no_table_can_hold_is_one_sentence(build):
     with pytest.raises(TypeError, match=r"cannot hold object: give numbers"):
-        sweeps.Sweep("s").keep("a", object)
+        results.Sweep("s").keep("a", object)
 
 
 def test_the_date_alone_does_not(build, monkeypatch):
-    run(sweeps.Sweep("s"), ["a"])
+    run(results.Sweep("s"), ["a"])
     today = results.machine()
     monkeypatch.setattr(results, "machine", lambda: {**today, "date": "1999-01-01"})
-    assert sweeps.Sweep("s").has("a")
+    assert results.Sweep("s").has("a")
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"settings": {}}'])
 def test_a_damaged_result_is_measured_again(build, damage):
-    run(sweeps.Sweep("s"), ["a"])
-    (file,) = sweeps.Sweep("s").folder.iterdir()
+    run(results.Sweep("s"), ["a"])
+    (file,) = results.Sweep("s").folder.iterdir()
     file.write_text(damage)
-    again = sweeps.Sweep("s")
+    again = results.Sweep("s")
     run(again, ["a"])
     assert again.made == 1
 
@@ -100,18 +99,18 @@ def test_a_damaged_result_is_measured_again(build, damage):
 def test_a_result_that_cannot_be_written_is_one_sentence(build):
     (build / "results").write_text("a file in the folder's place")
     with pytest.raises(CourseError, match="could not be written"):
-        run(sweeps.Sweep("s"), ["a"])
+        run(results.Sweep("s"), ["a"])
 
 
 def test_a_killed_process_leaves_whole_results_only(tmp_path):
     """A real one: it is killed while it measures its third item; what it had finished is there, and nothing else."""
     program = f"""
         import os, signal, sys
-        sys.path.insert(0, {str(notebooks.ROOT)!r})
+        sys.path.insert(0, {str(files.ROOT)!r})
         from pathlib import Path
-        from shared import sweeps
-        sweeps.BUILD = Path({str(tmp_path)!r})
-        sweep = sweeps.Sweep("s", scale="tiny")
+        from shared import files, results
+        files.BUILD = Path({str(tmp_path)!r})
+        sweep = results.Sweep("s", scale="tiny")
         for item in "abc":
             sweep.keep(item, lambda: os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == item else item * 3)
         print(sweep.made)

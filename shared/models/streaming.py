@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from shared import cache
+from shared.hub import store
 
 # Times the largest parameter: what is in flight beside the weights. Experts of a layer are there one by one, stacked by
 # kind and fused; a tensor in fp32 is there on the host, on the device, and cast.
@@ -53,7 +53,7 @@ def tensors(folder: Path) -> Iterator[dict[str, _Tensor]]:
 
     found = {}
     with ExitStack() as files:
-        for path in cache.checkpoint_files(folder):
+        for path in store.checkpoint_files(folder):
             if path.suffix == ".safetensors":
                 descriptor = files.enter_context(path.open("rb")).fileno()
                 opened = files.enter_context(safe_open(path, "pt", backend="pread"))

@@ -25,11 +25,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from shared import data, guard, memory, models, sizes
+from shared import data, files, models
 from shared.errors import BadInput, NotEnoughMemory
-from shared.notebooks import BUILD
+from shared.machine import guard, pool
+from shared.models import sizes
+from shared.units import human
 
-INSTRUCT = data.DATA / "tiny" / "instruct"
+INSTRUCT = files.DATA / "tiny" / "instruct"
 BASES = ("mamba", "transformer")
 SPLITS = ("train", "heldout")
 OLD, NEW = ("copy", "first", "last"), ("swap",)  # what the bases know, and what they have never seen
@@ -76,7 +78,7 @@ def base(name: str, weights: str = "trained"):
     if name not in BASES:
         model, tokenizer = models.load(name, weights=weights)
         return model, tokenizer or models.tiny_tokenizer()
-    device = memory.pick_device()
+    device = pool.pick_device()
     tokenizer = models.tokenizer_of(INSTRUCT / "tokenizer")
     if weights == "random":
         config = AutoConfig.from_pretrained(INSTRUCT / name, trust_remote_code=False)
@@ -93,11 +95,11 @@ def on_meta(name: str) -> nn.Module:
 def for_memory(architecture: str, scale: str, full: bool) -> nn.Module:
     """A "mamba" or "transformer" with random weights, large enough to measure: some 8M parameters at scale tiny, the
     1.4B pair at scale full, there in float32 for `full` fine-tuning and else in bfloat16."""
-    device = memory.pick_device()
+    device = pool.pick_device()
     if scale == "full":
         name = {"mamba": "mamba-1.4b", "transformer": "pythia-1.4b"}[architecture]
         return models.load(name, dtype=torch.float32 if full else torch.bfloat16, weights="random")[0]
-    config = AutoConfig.from_pretrained(data.DATA / "tiny" / architecture, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(files.DATA / "tiny" / architecture, trust_remote_code=False)
     config.hidden_size = 384
     if architecture == "mamba":
         config.intermediate_size, config.time_step_rank = 768, 24
@@ -112,8 +114,8 @@ def check_room(model: nn.Module, training_bytes: int) -> None:
     needed, free = training_bytes - there, guard.budget(model.device)
     if needed > free:
         raise NotEnoughMemory(
-            f"Beside its weights this training needs {memory.human(needed)} on {model.device}, before activations, and "
-            f"{memory.human(free)} are available: train adapters, or a smaller model."
+            f"Beside its weights this training needs {human(needed)} on {model.device}, before activations, and "
+            f"{human(free)} are available: train adapters, or a smaller model."
         )
 
 
@@ -209,7 +211,7 @@ def arguments(folder: Path, steps: int, batch: int, lr: float, save_steps: int =
         save_steps=save_steps or 500,
         save_on_each_node=os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"),
         report_to="none",
-        use_cpu=memory.pick_device().type == "cpu",
+        use_cpu=pool.pick_device().type == "cpu",
         dataloader_pin_memory=False,
         remove_unused_columns=False,
         label_names=["labels"],
@@ -241,7 +243,7 @@ def checkpoints(name: str, settings: object) -> Path:
     """
     made_of = [settings, os.environ.get("WORLD_SIZE", "1")]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=_plain).encode()).hexdigest()[:8]
-    return BUILD / "finetune" / f"{name}-{key}"
+    return files.BUILD / "finetune" / f"{name}-{key}"
 
 
 def _plain(value: object) -> object:

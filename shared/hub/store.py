@@ -11,8 +11,8 @@ import os
 import shutil
 from pathlib import Path, PurePosixPath
 
-from shared.catalogue import SOURCES, Source
 from shared.errors import BadInput, CourseError, DamagedCheckpoint
+from shared.hub.catalogue import SOURCES, Source
 
 # ---- where things lie -------------------------------------------------------------------------------------------
 

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
-from shared import cache, hub, sizes
-from shared.catalogue import MODELS
+from shared import files
 from shared.errors import DamagedCheckpoint
-from shared.sizes import DATA, TINY
+from shared.hub import fetch, store
+from shared.hub.catalogue import MODELS
+from shared.models import sizes
+from shared.models.sizes import TINY
 
 
 def folder(name: str) -> Path:
@@ -15,12 +17,12 @@ def folder(name: str) -> Path:
     Raises:
         Missing: what is missing, how large it is and how to get it. DiskFull: there is no room for it.
     """
-    return DATA / name if name in TINY else hub.fetch(name)
+    return files.DATA / name if name in TINY else fetch.fetch(name)
 
 
 def cached(name: str) -> Path | None:
     """The folder with (some of) a model's files on this machine, without asking the network, or None."""
-    found = DATA / name if name in TINY else cache.snapshot(MODELS[name])
+    found = files.DATA / name if name in TINY else store.snapshot(MODELS[name])
     return found if found.exists() else None
 
 
@@ -28,7 +30,7 @@ def check_files(folder: Path) -> None:
     """Raise DamagedCheckpoint for the first file of a checkpoint that is missing or cut short. Reads headers only."""
     from safetensors import SafetensorError, safe_open
 
-    for file in cache.checkpoint_files(folder):
+    for file in store.checkpoint_files(folder):
         if not file.exists():
             raise DamagedCheckpoint(f"{file} is missing: {remedy(folder)}.")
         if file.suffix == ".safetensors":
@@ -46,7 +48,7 @@ def check_config(folder: Path) -> None:
     """
     from transformers import AutoConfig
 
-    import shared.deepseek  # noqa: F401  registers model_type "deepseek"
+    import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
 
     file = folder / "config.json"
     try:
@@ -64,11 +66,11 @@ def check_config(folder: Path) -> None:
 
 def missing_tokenizer(folder: Path) -> Path | None:
     """The first file of a tokenizer that is not in the folder, or None."""
-    return next((file for file in cache.tokenizer_files(folder) if not file.exists()), None)
+    return next((file for file in store.tokenizer_files(folder) if not file.exists()), None)
 
 
 def remedy(folder: Path) -> str:
     """What to do about a damaged checkpoint, as the end of a sentence."""
-    if folder.is_relative_to(DATA):
+    if folder.is_relative_to(files.DATA):
         return sizes.remedy(folder)
     return f"delete {folder.parents[1]} and load again, which downloads it anew"

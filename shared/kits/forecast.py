@@ -14,9 +14,11 @@ from functools import cache
 
 import torch
 
-from shared import counting, guard, kernels, memory, timing
-from shared.counting import Work
-from shared.sizes import size
+from shared import timing
+from shared.kits import counting
+from shared.kits.counting import Work
+from shared.machine import guard, kernels, pool
+from shared.models.sizes import size
 
 ATTENTION = 0.5  # of the rate of a product, since a softmax stands between its two: measured 0.3 to 0.6 on a CPU
 HEAP = 1.4  # what a CPU process holds over what lives: freed blocks stay with its heap. Measured: 1.3 to 1.7
@@ -72,7 +74,7 @@ SPARK = Machine(
 
 def machine(device=None, dtype: torch.dtype = torch.bfloat16) -> Machine:
     """This machine, measured once a process and dtype (under a second on a CPU); its memory is what is free now."""
-    device = memory.pick_device(device)
+    device = pool.pick_device(device)
     return replace(_measured(device, dtype), memory_bytes=guard.budget(device))
 
 

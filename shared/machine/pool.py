@@ -1,0 +1,122 @@
+"""The memory that this process can still take, and of which device.
+
+Three kinds of machine, three truths:
+- discrete GPU: CUDA knows what is free.
+- unified memory (DGX Spark): CPU and GPU share one pool. CUDA's "free" counts page cache as used, so ask the kernel.
+- CPU: MemAvailable, or what the container's limit leaves.
+
+All sizes are bytes.
+"""
+
+import re
+from pathlib import Path
+
+from shared.errors import BadInput
+from shared.machine import meters
+
+MEMINFO = Path("/proc/meminfo")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def pick_device(device=None):
+    """The torch device that is meant: the one given, or the GPU if there is one, or the CPU.
+
+    Raises: BadInput for what names none.
+    """
+    import torch
+
+    try:
+        return torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    except (RuntimeError, TypeError):
+        raise BadInput(f'There is no device {device!r}: choose "cpu" or "cuda", or leave it out.') from None
+
+
+def present_device(device=None):
+    """`pick_device`, where this machine has it. Raises: BadInput for a GPU that is not there."""
+    import torch
+
+    found = pick_device(device)
+    try:
+        if found.type == "cuda":
+            torch.cuda.get_device_properties(found)
+    except (AssertionError, RuntimeError):
+        asked = f"torch finds {torch.cuda.device_count()} GPUs and {str(found)!r} was asked for"
+        raise BadInput(f'{asked}: choose "cpu", or leave the device out.') from None
+    return found
+
+
+def is_unified(device=None) -> bool:
+    """Whether the GPU takes its memory from the same pool as the CPU, as on DGX Spark."""
+    import torch
+
+    device = pick_device(device)
+    return device.type == "cuda" and bool(getattr(torch.cuda.get_device_properties(device), "is_integrated", False))
+
+
+# --------------------------------------------------------------------------------------------------- what is free
+
+
+def available(device=None) -> int:
+    """Bytes that this process can still take on `device` (default: the GPU if there is one, else the CPU)."""
+    import torch
+
+    device = pick_device(device)
+    if device.type != "cuda":
+        return min([host("MemAvailable"), *_cgroup_available()])
+    # What torch has reserved and does not use is free for the next tensor.
+    spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    # Containers do not count CUDA allocations, so their limit says nothing about unified memory.
+    return spare + (host("MemAvailable") if is_unified(device) else torch.cuda.mem_get_info(device)[0])
+
+
+def meminfo() -> dict[str, int]:
+    """Field -> bytes, as /proc/meminfo has them. MemTotal and MemAvailable are always there, elsewhere from psutil.
+
+    MemAvailable counts page cache as free. A kernel that does not say it (a sandbox's) has what this adds up.
+    """
+    if not MEMINFO.exists():
+        import psutil
+
+        all_of_it, swap = psutil.virtual_memory(), psutil.swap_memory()
+        found = {"MemTotal": all_of_it.total, "MemAvailable": all_of_it.available}
+        return found | {"SwapTotal": swap.total, "SwapFree": swap.free}
+    fields = re.findall(r"^(\S+):\s+(\d+) kB", MEMINFO.read_text(), re.MULTILINE)
+    found = {field: int(size) * 1024 for field, size in fields}
+    if "MemAvailable" not in found:
+        free = found["MemFree"] + found.get("Buffers", 0) + found.get("Cached", 0)
+        found["MemAvailable"] = max(0, free - found.get("Shmem", 0))  # Shmem is in Cached, and no file's
+    return found
+
+
+def host(field: str) -> int:
+    """Bytes of one field of `meminfo`; 0 for one that this kernel does not have."""
+    return meminfo().get(field, 0)
+
+
+def _cgroup_available() -> list[int]:
+    """What each memory limit on the way from this process's control group to the root leaves, versions 1 and 2."""
+    left = []
+    groups = (meters.PROCESS / "cgroup").read_text().splitlines() if (meters.PROCESS / "cgroup").exists() else []
+    for number, controllers, group in (line.split(":", 2) for line in groups):
+        if number == "0":
+            root, limit, usage, cache = CGROUPS, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit, usage, cache = (
+                CGROUPS / "memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+        else:
+            continue
+        # Inside a container the path can belong to the host: then only the last step, the root itself, exists.
+        path = root / group.lstrip("/")
+        for folder in [path, *path.parents]:
+            if (folder / limit).exists() and (most := (folder / limit).read_text().strip()) != "max":
+                stat = (folder / "memory.stat").read_text() if (folder / "memory.stat").exists() else ""
+                reclaimable = re.search(rf"^{cache} (\d+)", stat, re.MULTILINE)
+                used = int((folder / usage).read_text()) - (int(reclaimable[1]) if reclaimable else 0)
+                left.append(max(0, int(most) - used))
+            if folder == root:
+                break
+    return left
