@@ -104,7 +104,13 @@ def test_two_programs_write_two_files(build):
 
 
 # In place: a user's own notebook, a build's log, a lock, a note that is remade where it is damaged.
-ELSEWHERE = {"shared/files.py", "shared/machine/meters.py", "shared/launch.py", "scripts/lab.py", "scripts/build_kernels.py"}
+ELSEWHERE = {
+    "shared/files.py",
+    "shared/machine/meters.py",
+    "shared/launch.py",
+    "scripts/lab.py",
+    "scripts/build_kernels.py",
+}
 
 
 def test_every_other_writer_of_the_course_uses_it():

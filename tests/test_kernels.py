@@ -78,7 +78,9 @@ def test_with_kernels_installed_the_cpu_gives_the_same_results_by_the_same_path(
 
 def test_without_the_remedy_the_stub_crashes_as_the_real_kernels_do(tmp_path):
     """Otherwise the test above would show nothing."""
-    done = python("from shared.machine import kernels\nkernels.by_device = lambda: None\n" + USE, stub_kernels(tmp_path))
+    done = python(
+        "from shared.machine import kernels\nkernels.by_device = lambda: None\n" + USE, stub_kernels(tmp_path)
+    )
     assert "RuntimeError: a CUDA kernel got a CPU tensor" in done.stderr
 
 
