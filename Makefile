@@ -57,7 +57,7 @@ lab: setup ## open the labs in JupyterLab (PORT=8888, BROWSER=no when you work o
 	@$(VENV_PYTHON) scripts/lab.py $(call quote,$(NOTEBOOK_DIR)) --port=$(call quote,$(PORT)) --browser=$(call quote,$(BROWSER)) --lab=$(call quote,$(LAB))
 
 run: setup ## execute the solved labs and print a table (SCALE=tiny or full, LAB=2.4.1 for one of them; NODES=2 for two machines)
-	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) -m $(if $(NODES),shared.launch --nodes=$(call quote,$(NODES)) --head=$(call quote,$(HEAD)),shared.notebooks run) --scale=$(call quote,$(SCALE)) $(if $(LAB),--lab=$(call quote,$(LAB)))
+	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) -m $(if $(NODES),shared.notebooks.launch --nodes=$(call quote,$(NODES)) --head=$(call quote,$(HEAD)),shared.notebooks run) --scale=$(call quote,$(SCALE)) $(if $(LAB),--lab=$(call quote,$(LAB)))
 
 solutions: setup ## render the solved labs to build/html/index.html
 	@$(ONE_THREAD) $(VENV_PYTHON) -m shared.notebooks render
@@ -75,10 +75,10 @@ doctor: setup ## say what this machine can run, what not, and which command chan
 	@$(VENV_PYTHON) scripts/doctor.py $(if $(filter yes,$(JSON)),--json)
 
 kernels: setup ## build Mamba's CUDA kernels for this machine's GPU, check them, install them
-	@$(VENV_PYTHON) scripts/build_kernels.py build
+	@$(VENV_PYTHON) scripts/kernels/build.py build
 
 kernels-remove: setup ## take the kernels away again
-	@$(VENV_PYTHON) scripts/build_kernels.py remove
+	@$(VENV_PYTHON) scripts/kernels/build.py remove
 
 test: setup-test ## everything that CI runs: style, then all tests
 	@sh scripts/test-packages.sh

@@ -154,9 +154,9 @@ def main(arguments: list[str] | None = None) -> None:
         # Before torch is imported: after that nothing may be printed any more. JSON stays JSON.
         stream = sys.stderr if options.json else sys.stdout
         print(line("cuDNN", foreign["why"]), f"{'':<{LABEL}}-> {foreign['change']}", sep="\n", file=stream, flush=True)
-    from shared import doctor
+    import facts
 
-    found = doctor.facts()
+    found = facts.facts()
     found["gpu"]["foreign_cudnn"] = foreign
     print(json.dumps(found, indent=1) if options.json else page(found))
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from shared import files, notebooks
+from shared.notebooks import notice
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
 # Smaller numbers for the settings of scale full, by lab.
@@ -143,6 +144,8 @@ def execute(run: Rehearsal, folder: Path, env: dict[str, str]) -> notebooks.Run:
 
 def faults(notebook) -> list[str]:
     """What an executed notebook has that it should not have, in a sentence each."""
+    from shared import plots
+
     found = []
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         for output in cell.get("outputs", []):
@@ -150,11 +153,12 @@ def faults(notebook) -> list[str]:
                 found.append(f"{cell.id}: {output.ename}: {output.evalue}")
             if output.get("name") == "stderr" and (rest := without_bars(output.text)):
                 found.append(f"{cell.id}: on stderr: {rest}")
-            drawn = output.get("metadata", {}).get("image/png", {}).get("drawn", [])
-            empty = [number for number, axes in enumerate(drawn) if axes and not any(part["finite"] for part in axes)]
-            if output.get("data", {}).get("image/png") and (empty or not any(drawn)):
-                found.append(f"{cell.id}: a figure without data")
-        if "check" in cell.metadata.get("tags", []) and "✓" not in notebooks.text(cell):
+            drawn = output.get("data", {}).get(plots.DRAWN)
+            if drawn is not None:
+                found += [f"{cell.id}: {fault}" for fault in plots.faults(drawn)]
+            elif output.get("data", {}).get("image/png"):
+                found.append(f"{cell.id}: an image that plots.show has not shown")
+        if "check" in cell.metadata.get("tags", []) and not notice.passed(notebooks.text(cell)):
             found.append(f"{cell.id}: {notebooks.text(cell)}")
     return found
 

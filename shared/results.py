@@ -28,7 +28,7 @@ def machine() -> dict[str, str | int]:
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
-        "machine": gpu or _processor(),
+        "machine": gpu or processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,  # with its build, such as +cu130, which the metadata may lack
@@ -37,7 +37,7 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":")[1].strip() for line in lines if line.startswith(("model name", "Model")))

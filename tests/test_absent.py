@@ -9,9 +9,10 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
-from shared import absent, files
+from shared import files
 from shared.errors import BadInput, DamagedCheckpoint, DiskFull, Missing, NotEnoughMemory
 from shared.machine.guard import MemoryRanLow
+from shared.notebooks import absent
 
 LOAD = "model, size = load(), 3"
 
@@ -62,7 +63,7 @@ def plain(monkeypatch) -> InteractiveShell:
 @pytest.fixture
 def notebook(plain) -> Notebook:
     notebook = Notebook(plain)
-    assert notebook.run("from shared import absent\nabsent.skip_cells()") == ""
+    assert notebook.run("from shared.notebooks import absent\nabsent.skip_cells()") == ""
     return notebook
 
 
@@ -391,7 +392,7 @@ def test_every_other_cell_shows_what_it_shows_without_the_call(plain):
     before = shown(plain)
     InteractiveShell.clear_instance()
     shell = InteractiveShell.instance(colors="nocolor", config=plain.config)
-    for cell in ("from shared import absent", "absent.skip_cells()"):
+    for cell in ("from shared.notebooks import absent", "absent.skip_cells()"):
         shell.run_cell(cell, store_history=True)
     after = shown(shell)
     assert len(shell.ast_transformers) == 1  # what raises is taken out by IPython
@@ -419,7 +420,7 @@ def test_the_last_value_is_ipython_s_whatever_a_cell_calls_it(notebook):
 
 def test_in_a_script_nothing_changes():
     script = (
-        "from shared import absent, errors\n"
+        "from shared import errors\nfrom shared.notebooks import absent\n"
         "absent.skip_cells()\n"
         "print('before', flush=True)\n"
         "raise errors.Missing('mamba-2.8b is not here.')\n"

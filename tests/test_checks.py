@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from shared import checks, notebooks
+from shared import notebooks
 from shared.checks import lab_2_4_1, lab_2_4_2, lab_2_4_3, lab_2_4_4, lab_2_4_5, lab_2_4_6
+from shared.notebooks import notice
 
 LABS = {
     "2.4.1": lab_2_4_1,
@@ -46,7 +47,7 @@ def test_the_answer_passes_and_is_handed_back(lab, cell_id, check, capsys):
     start = time.process_time()  # of this process: other work on the machine does not count
     assert check(answer) is answer
     assert time.process_time() - start < 1
-    assert checks.PASSED in capsys.readouterr().out
+    assert notice.PASSED in capsys.readouterr().out
 
 
 @EACH
@@ -56,7 +57,7 @@ def test_an_open_exercise_is_not_attempted_yet_and_the_course_goes_on(lab, cell_
 
     assert check(stub) is own(lab, check)
     said = capsys.readouterr().out
-    assert "not attempted yet" in said and checks.PASSED not in said and checks.FAILED not in said
+    assert "not attempted yet" in said and notice.PASSED not in said and notice.FAILED not in said
 
 
 @EACH
@@ -64,7 +65,7 @@ def test_an_open_exercise_is_not_attempted_yet_and_the_course_goes_on(lab, cell_
 def test_nonsense_is_refused_without_a_traceback(lab, cell_id, check, result, capsys):
     assert check(lambda *args, **kwargs: result) is own(lab, check)
     said = capsys.readouterr().out
-    assert checks.FAILED in said and "Traceback" not in said
+    assert notice.FAILED in said and "Traceback" not in said
 
 
 @EACH
@@ -80,7 +81,7 @@ def test_an_answer_that_raises_is_told_what_it_raised(lab, cell_id, check, capsy
 def test_a_known_wrong_answer_is_refused_with_its_mistake_named(check, wrong, named, capsys):
     handed_back = check(wrong)
     said = capsys.readouterr().out
-    assert checks.FAILED in said and named in said, said
+    assert notice.FAILED in said and named in said, said
     assert handed_back is not wrong
 
 

@@ -10,10 +10,11 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import facts
 import pytest
 import torch
 
-from shared import doctor, files, memory, notebooks
+from shared import files, memory, notebooks
 from shared.files import ROOT
 from shared.hub import fetch, store
 from shared.kits import forecast, plans
@@ -122,28 +123,28 @@ def test_a_scale_has_the_needs_that_its_lab_documents(here):
     row = next(row for row in here.facts["labs"] if (row["lab"], row["scale"]) == ("2.4.1", "tiny"))
     assert row["memory_bytes"] == 2e9 and row["minutes"] in (
         "about a minute on two cores",
-        doctor.minutes("2.4.1", "tiny"),
+        facts.minutes("2.4.1", "tiny"),
     )
 
 
 def test_minutes_are_those_of_the_last_run_here(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "BUILD", tmp_path)
     file = tmp_path / "executed" / notebooks.path_of("2.4.1").name
-    assert doctor.minutes("2.4.1", "tiny") == "about a minute on two cores"
+    assert facts.minutes("2.4.1", "tiny") == "about a minute on two cores"
     file.parent.mkdir()
     run = {"duration": 90.0, "parameters": {"SCALE": "tiny"}, "exception": None}
     file.write_text(json.dumps({"metadata": {"papermill": run}}))
-    assert doctor.minutes("2.4.1", "tiny") == "1.5 min, the last run here"
-    assert doctor.minutes("2.4.1", "full", 600) == "10 min, computed"
-    assert doctor.minutes("2.4.1", "full") == "not measured yet"
+    assert facts.minutes("2.4.1", "tiny") == "1.5 min, the last run here"
+    assert facts.minutes("2.4.1", "full", 600) == "10 min, computed"
+    assert facts.minutes("2.4.1", "full") == "not measured yet"
     file.write_text(json.dumps({"metadata": {"papermill": {**run, "exception": True}}}))
-    assert doctor.minutes("2.4.1", "tiny") == "about a minute on two cores"
+    assert facts.minutes("2.4.1", "tiny") == "about a minute on two cores"
 
 
 def test_scale_full_has_the_time_and_the_memory_of_its_plan(tmp_path, monkeypatch):
     device = {"name": None, "why": "PyTorch sees no NVIDIA GPU", "change": "take a machine with one"}
     made = plans.lab("2.4.5", plans.default_settings("2.4.5"), on=forecast.SPARK)
-    row = doctor.full("2.4.5", device)
+    row = facts.full("2.4.5", device)
     assert (row["forecast_for"], row["forecast_seconds"]) == ("DGX Spark", made.seconds)
     text = "\n".join(page.lab_lines([row]))
     assert memory.human(made.peak_bytes) in text and f"{plans.duration(made.seconds)}, computed" in text
@@ -151,17 +152,17 @@ def test_scale_full_has_the_time_and_the_memory_of_its_plan(tmp_path, monkeypatc
 
 
 def test_a_gpu_that_answers_is_planned_for_and_a_full_one_is_not_asked(spark, monkeypatch):
-    row = doctor.full("2.4.1", doctor.gpu())
+    row = facts.full("2.4.1", facts.gpu())
     assert row["forecast_for"] == "this machine" and "from three rates measured on it" in page.full_line([row])
     monkeypatch.setattr(pool, "available", lambda device=None: 10**9)
-    assert doctor.full("2.4.1", doctor.gpu())["forecast_for"] == "DGX Spark"
+    assert facts.full("2.4.1", facts.gpu())["forecast_for"] == "DGX Spark"
 
 
 # ---- machines that are not here ---------------------------------------------------------------------------------
 
 
 def test_a_spark_is_unified_and_its_warning_harmless(spark):
-    text = read(doctor.facts())
+    text = read(facts.facts())
     assert "NVIDIA GB10, compute capability 12.1, 131 GB, one memory for CPU and GPU (unified)" in text
     assert "driver 580.95.05, PyTorch for CUDA 13.0" in " ".join(text.split())
     assert "runs PyTorch's code for sm_120, so a warning that sm_121 is missing is harmless" in " ".join(text.split())
@@ -169,12 +170,12 @@ def test_a_spark_is_unified_and_its_warning_harmless(spark):
 
 
 def test_a_spark_counts_the_page_cache_as_free_and_swap_not(spark):
-    found = doctor.memory_now()
+    found = facts.memory_now()
     assert found["device_available"] == 101234567 * 1024 > 30 * torch.cuda.mem_get_info()[0]
     assert found["page_cache"] == (92345678 + 412345 + 912345 - 12345) * 1024
     assert found["free"] == 9012345 * 1024 and found["dirty"] == (2345678 + 123456) * 1024
     assert found["swap_free"] == found["swap_total"] == 16777212 * 1024
-    text = " ".join(read(doctor.facts()).split())
+    text = " ".join(read(facts.facts()).split())
     assert (
         "104 GB of 131 GB available; 9.23 GB free, and page cache 95.9 GB, which Linux gives back when it is needed "
         "(2.53 GB are not on the disk yet)" in text
@@ -183,34 +184,34 @@ def test_a_spark_counts_the_page_cache_as_free_and_swap_not(spark):
 
 
 def test_a_spark_tells_its_reserve_the_watchdogs_floor_and_what_a_full_page_cache_does(spark, monkeypatch, tmp_path):
-    text = " ".join(read(doctor.facts()).split())
+    text = " ".join(read(facts.facts()).split())
     assert "loads and sweeps leave 19.6 GB available, and a cell is stopped below 15.7 GB" in text
     assert "may not start beside a large one -> sync; echo 1 | sudo tee /proc/sys/vm/drop_caches" in text
     meminfo(tmp_path, monkeypatch, MEMINFO_SPARK.replace("   9012345 kB", "  90123456 kB"))
-    text = " ".join(read(doctor.facts()).split())
+    text = " ".join(read(facts.facts()).split())
     assert "90.1 GB" not in text and "92.3 GB free" in text and "drop_caches" not in text
 
 
 def test_a_machine_whose_kernel_says_little_has_its_page_all_the_same(monkeypatch, tmp_path):
     meminfo(tmp_path, monkeypatch, "MemTotal: 16000000 kB\nMemFree: 9000000 kB\nCached: 1000000 kB\n")
-    text = " ".join(read(doctor.facts()).split())
+    text = " ".join(read(facts.facts()).split())
     assert "10.2 GB of 16.4 GB available; 9.22 GB free" in text and "Swap none" in text and "a cell is" not in text
 
 
 def test_what_a_spark_lacks_for_a_lab_is_a_download(spark, monkeypatch, tmp_path):
     monkeypatch.setattr(store, "local", lambda name, split=None: None)
-    row = doctor.full("2.4.1", doctor.gpu())
+    row = facts.full("2.4.1", facts.gpu())
     assert not row["runs"] and row["change"] == "make fetch LAB=2.4.1 SCALE=full"
     assert "mamba-2.8b, pythia-2.8b, pg19 (16.6 GB)" in row["why"]
     monkeypatch.setattr(fetch, "disk_free", lambda folder: 10**9)
-    assert "HF_HOME" in doctor.full("2.4.1", doctor.gpu())["change"]
+    assert "HF_HOME" in facts.full("2.4.1", facts.gpu())["change"]
     monkeypatch.setattr(store, "local", lambda name, split=None: tmp_path)
-    assert doctor.full("2.4.1", doctor.gpu())["runs"]
+    assert facts.full("2.4.1", facts.gpu())["runs"]
 
 
 def test_a_full_spark_says_which_model_does_not_fit(spark, monkeypatch, tmp_path):
     meminfo(tmp_path, monkeypatch, MEMINFO_SPARK.replace("101234567", "3000000"))
-    row = doctor.full("2.4.1", doctor.gpu())
+    row = facts.full("2.4.1", facts.gpu())
     assert not row["runs"] and row["why"].startswith("pythia-2.8b does not fit: it needs ")
     assert row["memory_bytes"] == fitting.fits("pythia-2.8b").needed_bytes and "close other" in row["change"]
 
@@ -218,7 +219,7 @@ def test_a_full_spark_says_which_model_does_not_fit(spark, monkeypatch, tmp_path
 def test_a_discrete_gpu_has_memory_of_its_own(tmp_path, monkeypatch):
     smi(tmp_path, monkeypatch, f"{os.getppid()}, 2048\\n")
     device(monkeypatch, "NVIDIA H100 80GB HBM3", (9, 0), False, 85 * 10**9, 80 * 10**9)
-    found = doctor.facts()
+    found = facts.facts()
     text = read(found)
     assert "memory of its own" in text and "on the GPU 80 GB of 85 GB available" in text
     assert "runs PyTorch's code for sm_90 (" in text and "harmless" not in text
@@ -229,9 +230,9 @@ def test_a_discrete_gpu_has_memory_of_its_own(tmp_path, monkeypatch):
 def test_a_gpu_that_this_torch_has_no_code_for_is_a_no(tmp_path, monkeypatch):
     smi(tmp_path, monkeypatch)
     device(monkeypatch, "Tesla V100", (7, 0), False, 16 * 10**9, 15 * 10**9)
-    text = read(doctor.facts())
+    text = read(facts.facts())
     assert "no code for compute capability 7.0" in text and "TORCH_INDEX_URL" in text
-    assert not any(row["runs"] for row in doctor.facts()["labs"] if row["scale"] == "full")
+    assert not any(row["runs"] for row in facts.facts()["labs"] if row["scale"] == "full")
 
 
 @pytest.mark.parametrize(("cuda", "says"), [(None, "a build without CUDA"), ("13.0", "its driver 470.1 does not do")])
@@ -239,20 +240,20 @@ def test_a_gpu_that_torch_cannot_use_says_what_is_in_the_way(tmp_path, monkeypat
     smi(tmp_path, monkeypatch, driver="470.1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    found = doctor.gpu()
+    found = facts.gpu()
     assert says in found["why"] and found["change"]
 
 
 def test_an_nvidia_smi_that_says_a_sentence_is_no_driver(tmp_path, monkeypatch):
     smi(tmp_path, monkeypatch, "No devices were found\\n", driver="No devices were found")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = doctor.facts()["gpu"]
+    found = facts.facts()["gpu"]
     assert found["driver"] is None and found["why"] == "PyTorch sees no NVIDIA GPU; scale tiny needs none"
 
 
 def test_little_memory_is_a_no_at_scale_tiny(tmp_path, monkeypatch):
     meminfo(tmp_path, monkeypatch, MEMINFO_SPARK.replace("101234567", "900000"))
-    row = doctor.tiny("2.4.1")
+    row = facts.tiny("2.4.1")
     assert not row["runs"] and row["why"] == "922 MB of memory are free" and "close other notebooks" in row["change"]
 
 
@@ -321,13 +322,13 @@ def test_a_notebook_is_named_by_its_file_and_what_it_holds():
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "ready\n"
-        (row,) = [row for row in doctor.holders(most=100) if row["pid"] == process.pid]
+        (row,) = [row for row in facts.holders(most=100) if row["pid"] == process.pid]
     finally:
         process.kill()
         process.wait()
     assert row["notebook"] == "lab-2.4.5-comparison.ipynb" and 300e6 < row["resident_bytes"] < 400e6
-    facts = {"available": 1, "total": 2, "swap_total": 0, "swap_free": 0, "holders": [row]}
-    text = "\n".join(page.memory_lines(facts, {"name": None}))
+    found = {"available": 1, "total": 2, "swap_total": 0, "swap_free": 0, "holders": [row]}
+    text = "\n".join(page.memory_lines(found, {"name": None}))
     assert f"held by notebook lab-2.4.5-comparison.ipynb (pid {process.pid})" in text and "Shut Down Kernel" in text
 
 
@@ -351,11 +352,11 @@ def test_the_kernels_are_told_with_their_check(tmp_path, monkeypatch, spark, sta
     (tmp_path / "kernels/built.json").write_text(json.dumps(record))
     monkeypatch.syspath_prepend(str(tmp_path / "kernels"))
     monkeypatch.setattr(kernels, "status", lambda: status)
-    text = " ".join(" ".join(page.kernel_lines(doctor.compiled())).split())
+    text = " ".join(" ".join(page.kernel_lines(facts.compiled())).split())
     assert says in text
     assert ("-> make kernels" in text) == ("all 1" not in text)
 
 
 def test_kernels_from_elsewhere_are_not_called_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "status", lambda: ("installed", ""))
-    assert "nobody compared them here" in "\n".join(page.kernel_lines(doctor.compiled()))
+    assert "nobody compared them here" in "\n".join(page.kernel_lines(facts.compiled()))

@@ -15,8 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import stub_kernels
+from kernels import verify
 
-from shared import verify
 from shared.files import ROOT
 from shared.machine import kernels
 
@@ -271,6 +271,6 @@ def test_a_wrong_kernel_is_found_in_both_dtypes(name, change, worst):
 def test_verification_prints_json():
     done = python(
         "import runpy, sys\nsys.argv[1:] = ['--device', 'cpu', '--length', '9']\n"
-        "runpy.run_module('shared.verify', run_name='__main__')"
+        "runpy.run_path('scripts/kernels/verify.py', run_name='__main__')"
     )
     assert {check["name"] for check in json.loads(done.stdout)} == set(kernels.FUNCTIONS) - {"mamba_inner_fn"}

@@ -33,7 +33,7 @@ def script(name: str):
 
 @pytest.fixture
 def toolchain(monkeypatch):
-    module = script("toolchain")
+    module = script("kernels/toolchain")
     monkeypatch.setitem(sys.modules, "toolchain", module)
     return module
 
@@ -90,7 +90,7 @@ def test_without_a_gpu_make_kernels_says_one_sentence_and_changes_nothing():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts/build_kernels.py", "build"], capture_output=True, text=True, cwd="/"
+        [sys.executable, ROOT / "scripts/kernels/build.py", "build"], capture_output=True, text=True, cwd="/"
     )
     assert done.returncode == 1 and done.stdout == ""
     assert re.fullmatch(r"No kernels: the kernels run on an NVIDIA GPU only, and [^\n]*\.\n", done.stderr)
@@ -176,8 +176,8 @@ torch.cuda.get_device_name = lambda *device: "NVIDIA GB10"
 
 @pytest.fixture
 def builder(toolchain, tmp_path, monkeypatch):
-    """scripts/build_kernels.py at work in a folder of its own, with the tools that are here."""
-    module, home = script("build_kernels"), tmp_path / "kernels"
+    """scripts/kernels/build.py at work in a folder of its own, with the tools that are here."""
+    module, home = script("kernels/build"), tmp_path / "kernels"
     for name, value in {
         "HOME": home,
         "INSTALLED": home / "installed",

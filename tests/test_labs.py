@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from shared import files, notebooks
+from shared.notebooks import __main__ as command
 
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
 TAGS = {"parameters", "exercise", "check", "nbval-ignore-output"}
@@ -156,13 +157,13 @@ def test_nothing_in_shared_imports_from_labs():
 
 
 def test_an_unknown_lab_is_one_clear_sentence(capsys):
-    assert notebooks.main(["run", "--lab", "9.9"]) == 1
+    assert command.main(["run", "--lab", "9.9"]) == 1
     said = capsys.readouterr().err
     assert "There is no lab '9.9'" in said and "2.4.1" in said and "Traceback" not in said
 
 
 def test_an_unknown_scale_is_one_clear_sentence(capsys):
-    assert notebooks.main(["run", "--lab", "2.4.1", "--scale", "huge"]) == 1
+    assert command.main(["run", "--lab", "2.4.1", "--scale", "huge"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 

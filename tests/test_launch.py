@@ -14,10 +14,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from shared import files, launch, notebooks
+from shared import files, notebooks
 from shared.kits import finetune
+from shared.notebooks import launch
 
-COMMAND = [sys.executable, "-m", "shared.launch", "--lab", "2.4.6"]
+COMMAND = [sys.executable, "-m", "shared.notebooks.launch", "--lab", "2.4.6"]
 BUILD = files.BUILD / "test-launch"  # its own: another worker may be running the same lab
 RESULTS, TRAININGS = BUILD / "results", BUILD / "finetune"
 
@@ -126,7 +127,7 @@ def test_two_processes_give_the_losses_of_one(resumed):
 
 def test_the_exported_lab_is_the_solved_one_up_to_its_results():
     source = launch.export("2.4.6").read_text()
-    assert "raise NotImplementedError" not in source and source.startswith("from shared import launch")
+    assert "raise NotImplementedError" not in source and source.startswith("from shared.notebooks import launch")
     cells = re.findall(r"^# %% (\S+)$", source, flags=re.MULTILINE)
     code = [cell.id for cell in notebooks.read("2.4.6").cells if cell.cell_type == "code"]
     assert cells == code[: code.index("results") + 1]

@@ -1,6 +1,9 @@
 """Figures can be read: colours that differ and stand out, direct labels, alternative text, nothing left open."""
 
+import base64
+import html
 import itertools
+import re
 
 import matplotlib
 import pandas as pd
@@ -95,15 +98,75 @@ def test_contexts_are_named_as_powers_of_two(tokens, text):
 
 
 def test_show_displays_an_image_with_alternative_text_and_closes_the_figure(monkeypatch):
-    shown = []
-    monkeypatch.setattr(plots, "display", lambda image, metadata: shown.append((image, metadata)))
+    outputs = []
+    monkeypatch.setattr(plots.shown, "display", lambda data, raw: outputs.append(data))
     fig, ax = plots.figure()
-    ax.plot([1, 2], [1, 2])
-    plots.show(fig, "A line that rises.")
-    data, metadata = shown[0][0]._repr_png_()
-    assert shown[0][1] == {"image/png": {"drawn": [[{"kind": "Line2D", "values": 2, "finite": 2}]]}}
-    assert metadata["alt"] == "A line that rises." and len(data) > 1000
+    plots.curves(ax, {"Mamba": ([1, 2], [1, 3], "mamba")})
+    plots.show(fig, 'A line that rises, "quickly" & <far>.')
+    (data,) = outputs
+    image = data["image/png"]
+    assert base64.b64decode(image).startswith(b"\x89PNG") and image in data["text/html"]
+    assert html.unescape(re.search('alt="([^"]*)"', data["text/html"])[1]) == data["text/plain"]
+    assert data["text/plain"] == 'A line that rises, "quickly" & <far>.'
+    seen = {"kind": "Line2D", "label": "Mamba", "points": 2, "finite": 2, "smallest": 1, "largest": 3, "repeated": 0}
+    assert data[plots.DRAWN] == [[seen]] and plots.faults(data[plots.DRAWN]) == []
     assert plt.get_fignums() == []
+
+
+BROKEN = {
+    "a nan": lambda ax: plots.curves(ax, {"a": ([1, 2, 3], [1, float("nan"), 2], "mamba")}),
+    "an infinite bar": lambda ax: ax.bar([1, 2], [1, float("inf")]),
+    "an empty series": lambda ax: ax.plot([], [], label="a"),
+    "an x that comes twice": lambda ax: plots.curves(ax, {"a": ([1, 2, 2], [1, 2, 3], "mamba")}),
+    "a matrix with a hole": lambda ax: plots.heat(ax, [[1.0, float("nan")]], "share"),
+    "nothing": lambda ax: plots.level(ax, 1.0, "chance"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_figure_that_shows_less_than_it_says_is_at_fault(name):
+    fig, ax = plots.figure()
+    BROKEN[name](ax)
+    assert len(plots.faults(plots.drawn(fig))) == 1
+    plt.close(fig)
+
+
+def test_several_runs_of_a_series_are_thin_lines_with_one_name():
+    fig, ax = plots.figure()
+    plots.curves(ax, {"three seeds": ([1, 2], [[1, 2, 3], [2, 4, 6]], "#333333")}, bottom=0)
+    assert len(ax.lines) == 3 and [text.get_text() for text in ax.texts] == ["three seeds"]
+    assert plots.faults(plots.drawn(fig)) == []
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("ticks", [None, [1, 2, 4, 8]])
+@pytest.mark.parametrize("label", ["all", "a label of some thirty letters"])
+def test_the_axes_leave_room_for_the_names_at_the_ends(ticks, label):
+    fig, ax = plots.figure()
+    plots.curves(ax, {label: ([1, 2, 4, 8], [1, 2, 3, 4], "mamba")}, ticks=ticks)
+    fig.draw_without_rendering()
+    (text,) = ax.texts
+    assert (
+        text.get_window_extent().x1 <= fig.bbox.x1 and text.get_window_extent().x0 > ax.transData.transform((8, 4))[0]
+    )
+    plt.close(fig)
+
+
+def test_bars_groups_dots_points_and_intervals_are_named_and_complete():
+    fig, axes = plots.figure(panels=3, rows=2, height=6)
+    plots.bars(axes[0, 0], {"a": 1.0, "b": 2.5}, x="MB")
+    plots.stacked(axes[0, 1], {"weights": {"a": 1, "b": 2}, "cache": {"b": 1}}, x="MB")
+    plots.groups(axes[0, 2], {"base": ([0.1, 0.2], "mamba"), "tuned": ([0.3, 0.4], "moe")}, ["copy", "sort"])
+    plots.dots(axes[1, 0], {"none": ([1, 2, 2], "mamba"), "bias": ([3], "moe")})
+    plots.points(axes[1, 1], {"jamba": (1.0, 2.0, "hybrid"), "all": ([1, 2], [3, 4], "#333333", "x")}, x="GB", y="s")
+    plots.intervals(axes[1, 2], {"mamba": (0.1, 0.2, 0.3, "mamba")})
+    assert plots.faults(plots.drawn(fig)) == []
+    assert axes[0, 1].get_title(loc="left") == "black: weights, blue: cache"
+    written = [text.get_text() for text in axes[0, 2].texts]
+    assert written == ["10%", "20%", "30%", "40%"]
+    assert [label.get_text() for label in axes[1, 0].get_yticklabels()] == ["none", "bias"]
+    assert [text.get_text() for text in axes[1, 1].texts] == ["jamba", "all"]
+    plt.close(fig)
 
 
 def test_a_timeline_names_its_phases():

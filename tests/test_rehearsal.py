@@ -13,7 +13,7 @@ import rehearse
 from rehearsal import models as standins
 from rehearsal import texts, tokenizers
 
-from shared import notebooks
+from shared import notebooks, plots
 from shared.files import DATA
 from shared.hub.catalogue import DATASETS, MODELS, SOURCES
 
@@ -137,10 +137,10 @@ def notebook_of(*outputs, tags=()) -> nbformat.NotebookNode:
 
 
 def figure(*axes) -> nbformat.NotebookNode:
-    return nbformat.v4.new_output("display_data", {"image/png": "..."}, metadata={"image/png": {"drawn": list(axes)}})
+    return nbformat.v4.new_output("display_data", {"image/png": "...", plots.DRAWN: list(axes)})
 
 
-LINE = {"kind": "Line2D", "values": 3, "finite": 3}
+LINE = {"kind": "Line2D", "label": "mamba", "points": 3, "finite": 3, "repeated": 0}
 
 
 def test_a_figure_without_data_a_page_on_stderr_and_a_red_check_are_faults():
@@ -149,6 +149,7 @@ def test_a_figure_without_data_a_page_on_stderr_and_a_red_check_are_faults():
     assert rehearse.faults(notebook_of(figure([LINE]), stream("stream", name="stderr", text=bar))) == []
     assert rehearse.faults(notebook_of(figure([LINE], [LINE | {"finite": 0}])))
     assert rehearse.faults(notebook_of(figure([])))
+    assert rehearse.faults(notebook_of(nbformat.v4.new_output("display_data", {"image/png": "..."})))
     assert rehearse.faults(notebook_of(stream("stream", name="stderr", text=bar + "A page about tokenizers.\n")))
     assert rehearse.faults(notebook_of(stream("stream", name="stdout", text="✗ expected 1"), tags=["check"]))
     assert rehearse.faults(notebook_of(stream("error", ename="E", evalue="v", traceback=[])))

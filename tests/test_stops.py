@@ -16,8 +16,10 @@ import psutil
 import pytest
 from rehearsal import models as stand_ins
 
-from shared import doctor, files, launch, notebooks
+from shared import files, notebooks
 from shared.errors import BadInput
+from shared.notebooks import __main__ as command
+from shared.notebooks import launch, notice
 
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
 
@@ -29,7 +31,7 @@ def errors(notebook) -> list[str]:
 def test_a_lab_whose_check_fails_makes_the_command_fail(tmp_path, monkeypatch, capsys):
     failed = notebooks.Run("2.4.1", notebooks.path_of("2.4.1"), 1.0, 10**9, passed=6, checks=7)
     monkeypatch.setattr(notebooks, "run", lambda lab, scale: [failed])
-    assert notebooks.main(["run"]) == 1
+    assert command.main(["run"]) == 1
     assert "6 of 7" in capsys.readouterr().out
 
 
@@ -49,7 +51,7 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(notebooks, "run", full)
-    assert notebooks.main(["run"]) == 1
+    assert command.main(["run"]) == 1
     said = capsys.readouterr().err
     assert str(files.BUILD) in said and "make room" in said and said.count("\n") == 1
 
@@ -289,7 +291,7 @@ def test_a_damaged_notebook_is_one_sentence_that_names_the_file_and_a_remedy(kin
     damage, what = DAMAGED[kind]
     path.write_bytes(damage(path.read_bytes()))
     for arguments in (["run"], ["render"], ["solve", "--lab=2.4.1", f"--out={labs / 'out.ipynb'}"]):
-        assert notebooks.main(arguments) == 1
+        assert command.main(arguments) == 1
         said = capsys.readouterr()
         assert said.out == "" and said.err.count("\n") == 1
         assert said.err.startswith(f"labs/{path.name} {what}")
@@ -300,10 +302,11 @@ def test_a_damaged_notebook_is_one_sentence_that_names_the_file_and_a_remedy(kin
 
 def test_doctor_says_of_a_damaged_notebook_why_it_does_not_run_and_shows_the_others(labs):
     import doctor as page
+    import facts
 
     (labs / notebooks.FILES[0]).write_text("")
-    device = doctor.gpu()
-    rows = [row for lab in ("2.4.1", "2.4.2") for row in doctor.rows(lab, device)]
+    device = facts.gpu()
+    rows = [row for lab in ("2.4.1", "2.4.2") for row in facts.rows(lab, device)]
     damaged, whole = rows[:2], rows[2:]
     assert all(not row["runs"] and "is empty" in row["why"] and "git restore" in row["change"] for row in damaged)
     assert all("is empty" not in row.get("why", "") for row in whole)
@@ -410,7 +413,7 @@ def test_without_weights_a_lab_runs_to_its_end_and_every_check_passes(lab, witho
     cells = without_weights[0][lab]
     assert [cell["error"] for cell in cells if cell["error"]] == []
     verdicts = [cell["text"] for cell in cells if "check" in cell["tags"]]
-    assert len(verdicts) == len(notebooks.answers(lab)) and all("✓" in verdict for verdict in verdicts), verdicts
+    assert len(verdicts) == len(notebooks.answers(lab)) and all(map(notice.passed, verdicts)), verdicts
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
-from shared import evaluate, files, matplotlib, notebooks, peft, plots, tasks  # noqa: F401  with torch, transformers
+from shared import evaluate, files, notebooks, plots  # noqa: F401  with torch, transformers and matplotlib
+from shared.kits import finetune, tasks  # noqa: F401  with peft
 
 sys.path.insert(0, str(files.ROOT / "scripts"))
 

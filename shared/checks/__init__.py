@@ -11,9 +11,7 @@ import traceback
 from collections.abc import Callable
 
 from shared import files, notebooks
-
-GREEN, RED, GREY, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[90m", "\x1b[0m"
-PASSED, FAILED, OPEN = "✓", "✗", "○"
+from shared.notebooks.notice import FAILED, OPEN, PASSED, marked
 
 
 class Wrong(Exception):
@@ -84,13 +82,13 @@ def exercise(lab: str, cell_id: str) -> Callable:
             try:
                 line = judge(answer)
             except NotImplementedError:
-                _say(GREY, OPEN, cell_id, "not attempted yet. The lab goes on with the course's own version.")
+                _say(OPEN, cell_id, "not attempted yet. The lab goes on with the course's own version.")
             except Wrong as wrong:
-                _say(RED, FAILED, cell_id, f"{wrong}\n  The lab goes on with the course's own version.")
+                _say(FAILED, cell_id, f"{wrong}\n  The lab goes on with the course's own version.")
             except Exception as error:
-                _say(RED, FAILED, cell_id, f"{_where(error)}\n  The lab goes on with the course's own version.")
+                _say(FAILED, cell_id, f"{_where(error)}\n  The lab goes on with the course's own version.")
             else:
-                _say(GREEN, PASSED, cell_id, line)
+                _say(PASSED, cell_id, line)
                 return answer
             return getattr(notebooks.solution(lab), judge.__name__)
 
@@ -103,8 +101,8 @@ def exercise(lab: str, cell_id: str) -> Callable:
 # ---- what the student reads -------------------------------------------------------------------------------------
 
 
-def _say(colour: str, mark: str, cell_id: str, text: str) -> None:
-    print(f"{colour}{mark} {cell_id}{PLAIN}: {text}")
+def _say(mark: str, cell_id: str, text: str) -> None:
+    print(marked(mark, cell_id, text))
 
 
 def _where(error: Exception) -> str:

@@ -15,8 +15,8 @@ from types import CodeType
 from IPython import get_ipython
 from IPython.display import display
 
-from shared.checks import GREY, PLAIN, RED
 from shared.errors import DamagedCheckpoint, DiskFull, Missing, NotEnoughMemory
+from shared.notebooks.notice import PLAIN, RED
 
 # What a download, a repair or a larger machine gives. Not their subclasses: after guard.MemoryRanLow nothing may go on.
 NOT_HERE = (Missing, DiskFull, NotEnoughMemory, DamagedCheckpoint)
@@ -87,12 +87,12 @@ class _Notebook:
                 self.said[said] = code, why
                 _show(f"{RED}{said}{PLAIN}", missing=said)
             else:
-                _show(f"{GREY}Not run to its end: it needs what is missing below cell [{why}].{PLAIN}", missing=said)
+                _show(f"Not run to its end: it needs what is missing below cell [{why}].", missing=said)
         elif kind is NameError and error.name in self.absent:
             why = self.absent[error.name].why
             run = "Not run" if self.refused else "Not run to its end"
             said = f"{run}: it needs `{error.name}`, and why that is missing stands below cell [{why}]."
-            _show(f"{GREY}{said}{PLAIN}", needs=error.name)
+            _show(said, needs=error.name)
         else:
             shell.showtraceback((kind, error, frames), running_compiled_code=True)
             return

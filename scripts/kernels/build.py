@@ -148,7 +148,9 @@ def verified(env: dict) -> list[dict]:
     state, why = kernels.status(env)
     if state != "installed":
         raise Stop(f"the kernels were built and cannot be imported ({why}): please report it with {LOG}.")
-    done = subprocess.run([sys.executable, "-m", "shared.verify", *VERIFY], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("verify.py"), *VERIFY], env=env, capture_output=True, text=True
+    )
     if done.returncode:
         raise Stop(f"the comparison of the kernels ended with: {done.stderr.strip().splitlines()[-1]}.")
     checks = json.loads(done.stdout)

@@ -26,7 +26,7 @@ def export(lab: str, scale: str = "tiny") -> Path:
 
     Raises: ValueError in one sentence where the lab or the scale is unknown, or the lab does not train.
     """
-    notebooks._check_scale(scale)
+    notebooks.check_scale(scale)
     notebook = notebooks.solve(lab)
     if lab not in LAST:
         raise ValueError(f"NODES is for a lab that trains in several processes: {', '.join(LAST)}, not {lab}.")
@@ -36,7 +36,7 @@ def export(lab: str, scale: str = "tiny") -> Path:
             f"{path.name} has no cell `{LAST[lab]}`, where the training ends: keep your file under another name, then "
             f"take the course's own again: {notebooks.remedy(path)}"
         )
-    parts = ["from shared import launch\n\nlaunch.worker()"]
+    parts = ["from shared.notebooks import launch\n\nlaunch.worker()"]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             parts.append(f"# %% {cell.id}\n{cell.source}")
@@ -122,7 +122,7 @@ def _sentence(failures: dict, nodes: int) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Train a lab in several processes."""
-    parser = argparse.ArgumentParser(prog="python -m shared.launch", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m shared.notebooks.launch", description=main.__doc__)
     parser.add_argument("--lab", required=True, help="such as 2.4.6")
     parser.add_argument("--scale", default="tiny", help="tiny or full")
     parser.add_argument("--nodes", type=int, required=True, help="processes, or machines where --head is given")

@@ -47,7 +47,7 @@ def machine() -> dict:
     release = Path("/etc/dgx-release")
     return {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "processor": results._processor(),
+        "processor": results.processor(),
         "dgx": release.read_text() if release.exists() else None,
         "packages": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers", "triton", "datasets", "peft")},

@@ -1,0 +1,51 @@
+"""Notebook + answers -> solved, executed, rendered. The student notebook is the source; nothing derived is in git.
+
+`source` finds, reads and solves labs, `run` executes them, `pages` renders what came, `python -m shared.notebooks` is
+what the Makefile calls.
+"""
+
+from shared.notebooks.pages import heading, index, render, table
+from shared.notebooks.run import Run, end_with, execute, execute_apart
+from shared.notebooks.source import (
+    FILES,
+    SCALES,
+    answers,
+    change_settings,
+    check_scale,
+    labs,
+    missing,
+    path_of,
+    read,
+    remedy,
+    solution,
+    solutions_path,
+    solve,
+    tagged,
+    text,
+)
+
+__all__ = [
+    "FILES",
+    "SCALES",
+    "Run",
+    "answers",
+    "change_settings",
+    "check_scale",
+    "end_with",
+    "execute",
+    "execute_apart",
+    "heading",
+    "index",
+    "labs",
+    "missing",
+    "path_of",
+    "read",
+    "remedy",
+    "render",
+    "solution",
+    "solutions_path",
+    "solve",
+    "table",
+    "tagged",
+    "text",
+]

@@ -1,0 +1,16 @@
+"""The marks and colours with which the course speaks in a notebook, and how a program reads them again."""
+
+GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[0m"
+PASSED, FAILED, OPEN = "✓", "✗", "○"
+# What is open has the colour of the text around it: the greys of terminals vanish in one of JupyterLab's themes.
+COLOUR = {PASSED: GREEN, FAILED: RED, OPEN: ""}
+
+
+def marked(mark: str, name: str, text: str) -> str:
+    """The line of a verdict: its mark, the id of the exercise's cell, and what there is to say."""
+    return f"{COLOUR[mark]}{mark} {name}{PLAIN}: {text}"
+
+
+def passed(text: str) -> bool:
+    """Whether a check's output holds the mark of an answer that is right."""
+    return PASSED in text

@@ -1,0 +1,155 @@
+"""Execute labs with papermill, each on a fresh kernel in a process of its own."""
+
+import ctypes
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared import files
+from shared.errors import CourseError
+from shared.notebooks.notice import passed
+from shared.notebooks.source import change_settings, check_scale, missing, path_of, read, solve, tagged, text
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one execution of a lab gave. Seconds of wall clock, peak resident bytes of the kernel, checks, error."""
+
+    lab: str
+    notebook: Path
+    seconds: float
+    peak_bytes: int
+    passed: int
+    checks: int
+    error: str = ""
+
+    @property
+    def page(self) -> Path:
+        return files.BUILD / "html" / f"{self.notebook.stem}.html"
+
+
+def execute(
+    lab: str,
+    scale: str = "tiny",
+    solved: bool = True,
+    folder: Path | None = None,
+    numbers: dict | None = None,
+    **parameters,
+) -> Run:
+    """Execute a lab with papermill on a fresh kernel and write it to `folder` (default build/executed).
+
+    Further keyword arguments set values of the lab's `parameters` cell; an unknown one is an error (papermill only
+    warns). A failing cell does not raise: the run carries its error, and the notebook is written as far as it came.
+    Nor does something missing: the run carries the first sentence about it, and cells that do not need it have run.
+
+    Args:
+        numbers: in the place of some in the settings of this scale, such as {"contexts": (64, 128)}: a shorter run.
+    """
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    check_scale(scale)
+    notebook = solve(lab) if solved else read(lab)
+    parameters = {"SCALE": scale, **parameters}
+    cells = tagged(notebook, "parameters")
+    if len(cells) != 1:
+        raise ValueError(f"Lab {lab} has {len(cells)} cells tagged `parameters`; it needs exactly one.")
+    known = re.findall(r"^(\w+) *=", cells[0].source, flags=re.MULTILINE)
+    if unknown := set(parameters) - set(known):
+        raise ValueError(f"Lab {lab} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}.")
+    if numbers:
+        change_settings(notebook, scale, numbers)
+
+    folder = folder or files.BUILD / "executed"
+    out = folder / path_of(lab).name
+    ends_with_us = f"__import__('shared.notebooks').notebooks.end_with({os.getpid()})"
+    start, error = time.perf_counter(), ""
+    with files.replacing(out) as partial:  # a run that is interrupted leaves the last whole one in its place
+        try:
+            papermill.execute_notebook(
+                notebook,
+                partial,
+                parameters,
+                kernel_name="python3",
+                cwd=files.LABS,
+                progress_bar=sys.stderr.isatty(),
+                extra_arguments=[
+                    "--IPKernelApp.log_level=40",  # errors only: it warns that localhost is not encrypted
+                    f"--IPKernelApp.exec_lines={ends_with_us}",
+                ],
+            )
+        except papermill.PapermillExecutionError as failed:
+            error = f"{failed.ename}: {failed.evalue}".splitlines()[0]
+        except DeadKernelError:
+            error = "the kernel died, most likely for lack of memory: close other notebooks and run this lab again"
+        seconds = time.perf_counter() - start
+        executed = nbformat.read(partial, as_version=4)
+    verdicts = [text(cell) for cell in tagged(executed, "check")]
+    error = error or next(missing(executed), "")
+    # ru_maxrss of the children: the kernel is the only child that has ended (kilobytes on Linux, bytes on a Mac).
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Run(lab, out, seconds, peak, sum(map(passed, verdicts)), len(verdicts), error)
+
+
+def end_with(parent: int) -> None:
+    """From here on this process, a child of process `parent`, ends when that one does, also by SIGKILL.
+
+    Linux sees to it, at once. Elsewhere a thread looks twice a second.
+    """
+    if sys.platform == "linux" and ctypes.CDLL(None).prctl(1, signal.SIGKILL) == 0:  # 1: PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it has ended before
+            os._exit(1)
+        return
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=look, name="end with parent", daemon=True).start()
+
+
+def execute_apart(lab: str, scale: str) -> Run:
+    """`execute` in a new process, which ends with this one: the peak memory of a lab is that of its own kernel alone.
+
+    On Ctrl-C it is ended with its kernel, and its unfinished notebook is deleted.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _worker, (os.getpid(),)) as pool:
+        # The worker hears Ctrl-C too. Until it can leave the answer to this process, it waits.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            running = pool.submit(execute, lab, scale)
+            workers = multiprocessing.active_children()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        try:
+            return running.result()
+        except BrokenProcessPool:
+            raise CourseError(
+                f"The process that ran lab {lab} was killed, most likely for lack of memory: close other notebooks, "
+                "then run this again."
+            ) from None
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+            for worker in workers:
+                worker.kill()
+                worker.join()
+                for partial in (files.BUILD / "executed").glob(f".{worker.pid}-*"):
+                    partial.unlink()
+            raise
+
+
+def _worker(parent: int) -> None:
+    end_with(parent)
+    signal.signal(signal.SIGINT, lambda *_: None)  # a handler, not SIG_IGN: its kernel would inherit that
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

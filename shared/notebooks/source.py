@@ -1,0 +1,223 @@
+"""The labs of the course as notebooks: where they are, what is wrong with a file, their answers, a solved one.
+
+An exercise is a code cell with the tag `exercise` and an id such as `ex-kv-cache-bytes`. Its answer stands in
+`labs/solutions/lab_2_4_N.py` under the line `# %% ex-kv-cache-bytes` and replaces the cell's whole source.
+"""
+
+import ast
+import functools
+import importlib.util
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from shared import files
+from shared.errors import BadInput
+
+SCALES = ("tiny", "full")
+# The labs of the course. Another notebook beside them (a copy, a solved one, a draft) is the student's.
+FILES = (
+    "lab-2.4.1-mamba-inference.ipynb",
+    "lab-2.4.2-mamba-architecture.ipynb",
+    "lab-2.4.3-moe-exploration.ipynb",
+    "lab-2.4.4-moe-router.ipynb",
+    "lab-2.4.5-architecture-comparison.ipynb",
+    "lab-2.4.6-mamba-finetuning.ipynb",
+)
+
+
+def labs(folder: Path | None = None) -> dict[str, Path]:
+    """The labs of the course that exist in a folder (default: labs/): number -> notebook, in order."""
+    paths = {name.split("-")[1]: (folder or files.LABS) / name for name in FILES}
+    return {lab: path for lab, path in paths.items() if path.is_file()}
+
+
+def path_of(lab: str) -> Path:
+    """The notebook of a lab number such as "2.4.1"; ValueError in one sentence where there is none."""
+    known = labs()
+    if lab not in known:
+        raise ValueError(f"There is no lab {lab!r}; the labs are {', '.join(known)}.")
+    return known[lab]
+
+
+def remedy(path: Path) -> str:
+    """The command that brings the course's own file back."""
+    return f"git restore {os.path.relpath(path, files.ROOT)}"
+
+
+def solutions_path(lab: str) -> Path:
+    return files.LABS / "solutions" / f"lab_{lab.replace('.', '_')}.py"
+
+
+def answers(lab: str) -> dict[str, str]:
+    """The answers of a lab: id of the exercise cell -> source."""
+    blocks = re.split(r"^# %% *(\S+) *$", solutions_path(lab).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    ids = blocks[::2]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{solutions_path(lab).name} answers an exercise twice: {sorted(ids)}.")
+    return dict(zip(ids, (source.strip() for source in blocks[1::2]), strict=True))
+
+
+@functools.cache
+def solution(lab: str) -> ModuleType:
+    """The answers of a lab as a module: the course's own version of every exercise."""
+    spec = importlib.util.spec_from_file_location(solutions_path(lab).stem, solutions_path(lab))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(lab: str):
+    """The student notebook of a lab as a NotebookNode, with the ids and tags by which the course finds its cells.
+
+    Raises BadInput, which names the file and a remedy, where the file is not a notebook.
+    """
+    path = path_of(lab)
+    notebook = _load(path)
+    _identify(notebook, lab)
+    return notebook
+
+
+def _load(path: Path):
+    """A notebook from its file, in nbformat 4, ids as they are. BadInput where it cannot be read."""
+    import nbformat
+
+    def damaged(what: str) -> BadInput:
+        return BadInput(
+            f"{os.path.relpath(path, files.ROOT)} {what}: keep it under another name, then take the course's own file "
+            f"again, from the ZIP or with {remedy(path)}"
+        )
+
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as problem:
+        raise damaged(f"cannot be read ({problem.strerror})") from None
+    except UnicodeDecodeError:
+        raise damaged("is not UTF-8 text (an editor saved it in another encoding)") from None
+    if not text.strip():
+        raise damaged("is empty")
+    try:
+        notebook = nbformat.convert(nbformat.reader.reads(text), 4)
+    except nbformat.reader.NotJSONError:
+        conflict = re.search("^(<{7}|>{7}) ", text, re.MULTILINE)
+        raise damaged("holds a merge conflict" if conflict else "is not JSON (it may be cut off)") from None
+    except Exception:  # whatever else nbformat meets in a JSON file that is no notebook
+        raise damaged("is not a notebook") from None
+    cells = notebook.get("cells")
+    if not isinstance(cells, list) or not all(_is_cell(cell) for cell in cells):
+        raise damaged("is not a notebook")
+    return notebook
+
+
+def _is_cell(cell) -> bool:
+    kinds = {"cell_type": str, "source": str, "metadata": dict}
+    return isinstance(cell, dict) and all(isinstance(cell.get(name), kind) for name, kind in kinds.items())
+
+
+def _identify(notebook, lab: str) -> None:
+    """Give cells their ids and tags back that a program left out when it saved them (Colab), by the names in them."""
+    for cell in notebook.cells:
+        cell.setdefault("id", cell.metadata.get("id"))  # where Colab puts it
+    marks = {"parameters": ("parameters", r"SCALE *="), "settings": (None, r"SETTINGS *=")}
+    for exercise in answers(lab) if solutions_path(lab).exists() else ():
+        name = _name(exercise)
+        marks[exercise] = ("exercise", rf"(?:def|class) {name}\b")
+        marks[exercise.replace("ex-", "check-", 1)] = ("check", rf"{name} *= *check\.{name}\(")
+    for cell_id, (tag, pattern) in marks.items():
+        same = [cell for cell in notebook.cells if cell.id == cell_id]
+        code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.id not in marks]
+        same += [cell for cell in code if re.search(f"^{pattern}", cell.source, re.MULTILINE)]
+        if same:
+            same[0].id = cell_id
+            if tag and tag not in same[0].metadata.get("tags", []):
+                same[0].metadata.tags = [*same[0].metadata.get("tags", []), tag]
+    taken = set()
+    for cell in notebook.cells:
+        if not isinstance(cell.id, str) or cell.id in taken:
+            cell.id = uuid.uuid4().hex[:8]
+        taken.add(cell.id)
+    notebook.nbformat_minor = max(5, notebook.nbformat_minor)  # the first version with ids
+
+
+def _name(exercise: str) -> str:
+    """What an exercise defines: `kv_cache_bytes` in ex-kv-cache-bytes."""
+    return exercise.removeprefix("ex-").replace("-", "_")
+
+
+def tagged(notebook, tag: str) -> list:
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
+def solve(lab: str):
+    """The notebook of a lab with each answer in the place of its stub, as a NotebookNode.
+
+    A student's copy of an exercise's cell gets the answer too. Raises ValueError when exercises and answers do not
+    match otherwise.
+    """
+    notebook, known = read(lab), answers(lab)
+    by_name = {_name(exercise): exercise for exercise in known}
+    found, odd = set(), set()
+    for cell in tagged(notebook, "exercise"):
+        defined = re.findall(r"^(?:def|class) (\w+)", cell.source, re.MULTILINE)
+        exercise = cell.id if cell.id in known else next((by_name[name] for name in defined if name in by_name), None)
+        if exercise:
+            cell.source = known[exercise]
+            found.add(exercise)
+        else:
+            odd.add(cell.id)
+    odd |= set(known) - found
+    if odd:
+        raise ValueError(
+            f"Lab {lab}: exercises and answers do not match: {', '.join(sorted(odd))} (keep your file under another "
+            f"name, then take the course's own again: {remedy(path_of(lab))})."
+        )
+    return notebook
+
+
+def change_settings(notebook, scale: str, numbers: dict) -> None:
+    """Put numbers in the place of some of a scale's, in the notebook's settings cell, before anything reads them.
+
+    Raises ValueError for a name that the scale's settings do not have.
+    """
+    cell = next(cell for cell in notebook.cells if cell.id == "settings")
+    tree = ast.parse(cell.source)
+    table = next(s for s in tree.body if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "SETTINGS")
+    scales = {key.value: _names(value) for key, value in zip(table.value.keys, table.value.values, strict=True)}
+    if unknown := set(numbers) - set(scales[scale]):
+        raise ValueError(
+            f"The settings of scale {scale} have no {', '.join(sorted(unknown))}; they have {', '.join(scales[scale])}."
+        )
+    lines = cell.source.splitlines()
+    lines.insert(table.end_lineno, f"SETTINGS[{scale!r}].update({numbers!r})")
+    cell.source = "\n".join(lines)
+
+
+def _names(table: ast.expr) -> list[str]:
+    """The names in a table that is written as {...}, dict(...) or several of them joined by |."""
+    if isinstance(table, ast.BinOp):
+        return _names(table.left) + _names(table.right)
+    if isinstance(table, ast.Call):
+        return [keyword.arg for keyword in table.keywords]
+    return [key.value for key in table.keys]
+
+
+def check_scale(scale: str) -> None:
+    if scale not in SCALES:
+        raise ValueError(f"SCALE={scale} is unknown; it is one of {', '.join(SCALES)}.")
+
+
+def text(cell) -> str:
+    """What a code cell printed or showed as plain text."""
+    parts = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.get("outputs", [])]
+    return "".join(parts)
+
+
+def missing(notebook) -> Iterator[str]:
+    """What an executed notebook could not have and went on without (`notebooks.absent`): its sentences, in order."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if sentence := output.get("metadata", {}).get("missing"):
+                yield sentence

@@ -1,0 +1,85 @@
+"""A figure in a notebook: shown with its alternative text, and with what a test can judge of it."""
+
+import base64
+import html
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import display
+from matplotlib.collections import Collection
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+DRAWN = "application/vnd.course.drawn+json"  # the part of an output that says what a figure shows
+
+
+def show(fig, alt: str) -> None:
+    """Display a figure as an image with alternative text, and close it.
+
+    The alternative text says what a reader who cannot see the figure should know. JupyterLab and the pages show the
+    image with it. What was drawn goes along (`DRAWN`), so that a test can judge a figure that nobody looks at.
+    """
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=160)
+    plt.close(fig)
+    image = base64.b64encode(buffer.getvalue()).decode()
+    width = int(fig.get_figwidth() * 88)
+    tag = f'<img alt="{html.escape(alt)}" width="{width}" src="data:image/png;base64,{image}">'
+    display({"text/html": tag, "image/png": image, "text/plain": alt, DRAWN: drawn(fig)}, raw=True)
+
+
+def drawn(fig) -> list[list[dict]]:
+    """What each axes of a figure shows: of every line, bar, area, mark and matrix its kind, label and numbers.
+
+    Lines across the whole axes, such as a limit, and frames are no data. A colour bar has axes of its own and no data.
+    """
+    return [[found for artist in ax.get_children() if (found := _numbers(ax, artist))] for ax in fig.axes]
+
+
+def faults(figure: list[list[dict]]) -> list[str]:
+    """What is wrong with a figure, from what `drawn` says: no data, a series without points, gaps, an x drawn twice."""
+    found = ["a figure without data"] * (not any(figure))
+    for number, axes in enumerate(figure):
+        for part in axes:
+            name = f"panel {number + 1}, {part['label'] or part['kind']}"
+            if not part["points"]:
+                found.append(f"{name}: nothing is drawn")
+            elif part["finite"] < part["points"]:
+                found.append(f"{name}: {part['points'] - part['finite']} of {part['points']} values are no numbers")
+            if part["repeated"]:
+                found.append(f"{name}: {part['repeated']} x values come twice")
+    return found
+
+
+def _numbers(ax, artist) -> dict | None:
+    """{kind, label, points, finite, smallest, largest, repeated} of one artist that shows data, else None."""
+    if artist is ax.patch or artist.get_transform() in (ax.get_xaxis_transform(), ax.get_yaxis_transform()):
+        return None
+    repeated = 0
+    if isinstance(artist, Line2D):
+        x, y = (np.asarray(part, float) for part in artist.get_data(orig=False))
+        values = np.where(np.isfinite(x), y, np.nan)
+        if artist.get_linestyle() != "None":  # marks alone may stand above one another
+            repeated = len(x) - len(np.unique(x))
+    elif isinstance(artist, AxesImage):
+        values = np.ma.filled(np.ma.asarray(artist.get_array(), float), np.nan)
+    elif isinstance(artist, Collection):
+        paths = [path.vertices for path in artist.get_paths()]
+        values = np.concatenate(paths)[:, 1] if paths else np.empty(0)
+    elif isinstance(artist, Rectangle):
+        values = np.array([artist.get_width(), artist.get_height()])
+    else:
+        return None
+    finite = values[np.isfinite(values)]
+    label = str(artist.get_label())
+    return {
+        "kind": type(artist).__name__,
+        "label": "" if label.startswith("_") else label,
+        "points": int(values.size),
+        "finite": int(finite.size),
+        "smallest": float(f"{finite.min():.6g}") if finite.size else None,
+        "largest": float(f"{finite.max():.6g}") if finite.size else None,
+        "repeated": repeated,
+    }
