@@ -154,7 +154,7 @@ def show_tracking() -> None:
 
     def forward(tokens: int) -> None:
         with torch.inference_mode(), scan.in_transformers():
-            timing.forward(model, ids[tokens])
+            models.forward(model, ids[tokens])
 
     ids = data.random_tokens(model.config.vocab_size, [16, 512, 2048])
     for tokens, rounds in {16: 60, 512: 12, 2048: 6}.items():

@@ -16,12 +16,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from shared import files, models, notebooks, results
+from shared import files, models, notebooks
 from shared.errors import BadInput
-from shared.hub import fetch, store
+from shared.hub import store
 from shared.hub.catalogue import SOURCES
 from shared.kits import forecast, plans
 from shared.machine import guard, kernels, pool
+from shared.models.sizes import download_bytes
 from shared.units import human
 
 # ---- the machine ------------------------------------------------------------------------------------------------
@@ -47,7 +48,7 @@ def machine() -> dict:
     release = Path("/etc/dgx-release")
     return {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "processor": results.processor(),
+        "processor": machine.processor(),
         "dgx": release.read_text() if release.exists() else None,
         "packages": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers", "triton", "datasets", "peft")},
@@ -121,9 +122,9 @@ def program(process: psutil.Process) -> str:
 def holders(least: float = 200e6, most: int = 5) -> list[dict]:
     """The processes that hold most memory, largest first, with the notebook of each that is a Jupyter kernel."""
     rows = []
-    for process, resident, on_gpu in guard.processes():
+    for process, resident, on_gpu in holders.processes():
         if resident + on_gpu >= least:
-            path = guard.notebook(process)
+            path = holders.notebook(process)
             row = {"pid": process.pid, "name": program(process), "notebook": path and Path(path).name}
             rows.append(row | {"resident_bytes": resident, "gpu_bytes": on_gpu})
     return sorted(rows, key=lambda row: -row["resident_bytes"] - row["gpu_bytes"])[:most]
@@ -155,7 +156,7 @@ def disk() -> dict:
         "course": str(files.ROOT),
         "course_free": shutil.disk_usage(files.ROOT).free,
         "cache": str(hub_cache),
-        "cache_free": fetch.disk_free(hub_cache),
+        "cache_free": files.free(hub_cache),
         "cached": {row.Index: int(row.download_bytes + row.arrow_bytes) for row in kept.itertuples()},
     }
 
@@ -221,8 +222,8 @@ def full(lab: str, device: dict) -> dict:
     row["memory_bytes"] = fits[largest].needed_bytes if largest else None
     row |= {"forecast_for": expected.on.name, "forecast_seconds": expected.seconds, "peak_bytes": expected.peak_bytes}
     missing = [name for name in names if not store.local(name)]
-    download = sum(fetch.download_bytes(name) for name in missing)
-    room = fetch.disk_free(store.storage(SOURCES[names[0]])) if names else 0
+    download = sum(download_bytes(name) for name in missing)
+    room = files.free(store.storage(SOURCES[names[0]])) if names else 0
     if device["why"]:
         why = device["why"] if device["name"] else "scale full wants an NVIDIA GPU"
         return row | {"runs": False, "why": why, "change": device["change"]}

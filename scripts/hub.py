@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from functools import partial
 
+from shared import files
 from shared.errors import BadInput, CourseError, DiskFull
 from shared.hub import fetch, store
 from shared.hub.catalogue import SOURCES
@@ -56,15 +58,17 @@ def fetch_all(names: list[str]) -> None:
     """Fetch several sources, after a look whether the disk has room for all of them together."""
     if not names:
         return
+    from shared.models.sizes import download_bytes  # which imports torch
+
     missing = [name for name in names if not store.local(name)]
     # One alone is looked at by `fetch`, with the sizes that the hub lists.
-    need = sum(fetch.download_bytes(name) for name in missing) if len(missing) > 1 else 0
-    if need > (free := fetch.disk_free(store.storage(SOURCES[names[0]]))):
+    need = sum(download_bytes(name) for name in missing) if len(missing) > 1 else 0
+    if need > (free := files.free(store.storage(SOURCES[names[0]]))):
         raise DiskFull(
             fetch.too_small(", ".join(missing), SOURCES[names[0]], f"{human(need)}, and {human(free)} are free")
         )
     for name in names:
-        print(f"{name}: {fetch.fetch(name)}", flush=True)
+        print(f"{name}: {fetch.fetch(name, size=partial(download_bytes, name))}", flush=True)
 
 
 def _table() -> str:

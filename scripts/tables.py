@@ -9,11 +9,10 @@ from pathlib import Path
 
 from shared import files, models
 from shared.files import DATA
-from shared.hub import fetch
 from shared.hub.catalogue import DATASETS, MODELS
 from shared.machine import guard
 from shared.models import fitting
-from shared.models.sizes import TINY, published_config
+from shared.models.sizes import TINY, download_bytes, published_config
 from shared.units import human
 
 FILE = DATA / "README.md"
@@ -37,7 +36,7 @@ def source_rows(sources: dict) -> Iterable[tuple[str, ...]]:
             f"`{name}`",
             f"{source.repo} @ {source.revision[:10]}",
             source.licence,
-            human(fetch.download_bytes(name)),
+            human(download_bytes(name)),
             labs,
         )
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared import data, models, timing
+from shared import data, models
 from shared.errors import BadInput
 from shared.scan import in_transformers
 
@@ -281,7 +281,7 @@ def _scores(
         raise BadInput(f"A window of {window} tokens with a stride of {stride}: choose 1 <= stride <= window.")
     if carry and stride != window:
         raise BadInput("With carry=True nothing is read twice: leave the stride out.")
-    recurrent = model.config.model_type in timing.STATE_ONLY
+    recurrent = model.config.model_type in models.running.STATE_ONLY
     if not recurrent:
         models.check_context(model, window)
     proven = False
@@ -347,7 +347,7 @@ def _nats(model, batch: list[_Window], cache=None, carry: bool = False) -> tuple
     first, longest = min(part.first for part in batch), max(len(part.ids) for part in batch)
     ids = torch.tensor([part.ids + [0] * (longest - len(part.ids)) for part in batch], device=model.device)
     with in_transformers():
-        logits, cache = timing.forward(model, ids[:, :-1], cache, keep=longest - 1 - first, use_cache=carry)
+        logits, cache = models.forward(model, ids[:, :-1], cache, keep=longest - 1 - first, use_cache=carry)
     nats = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, first + 1 :].flatten(), reduction="none")
     rows = nats.view(len(batch), -1).double().cpu()
     return [row[p.first - first : len(p.ids) - 1 - first] for row, p in zip(rows, batch, strict=True)], cache

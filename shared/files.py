@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,3 +50,10 @@ def unwritten(path: Path, problem: OSError) -> str:
     why = problem.strerror or problem
     remedy = "make room on its disk" if problem.errno in FULL else "see that you may write there"
     return f"{path} could not be written ({why}), and what was there before stays: {remedy}, then run this again."
+
+
+def free(folder: Path) -> int:
+    """Free bytes on the disk that holds `folder`, or will."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

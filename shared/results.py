@@ -12,7 +12,6 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from shared import files
 from shared.errors import BadInput, CourseError
+from shared.machine import processor
 
 
 def machine() -> dict[str, str | int]:
@@ -35,15 +35,6 @@ def machine() -> dict[str, str | int]:
         "transformers": importlib.metadata.version("transformers"),
         "date": datetime.date.today().isoformat(),
     }
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith(("model name", "Model")))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def load(name: str, **same):

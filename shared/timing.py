@@ -123,22 +123,6 @@ class _Calls(TorchDispatchMode):
 # ---- generation -------------------------------------------------------------------------------------------------
 
 
-STATE_ONLY = ("mamba", "falcon_mamba", "mamba2")  # model types whose cache is a state of fixed size and nothing else
-
-
-def forward(model, input_ids: torch.Tensor, cache=None, keep: int = 1, use_cache: bool = True):
-    """One forward: logits of the last `keep` positions (B, keep, V) and the cache (None without `use_cache`).
-
-    Mamba calls its cache `cache_params`, everything else `past_key_values`; the rest is the same. A model with neither
-    (Rwkv) gives None. Only the logits that are asked for are computed: those of 100,000 positions would take 20 GB.
-    """
-    name = "cache_params" if model.config.model_type in STATE_ONLY else "past_key_values"
-    given = {name: cache} if cache is not None else {}
-    output = model(input_ids, use_cache=use_cache, logits_to_keep=keep, **given)
-    # Some models make all logits whatever they are asked.
-    return output.logits[:, -keep:], getattr(output, name, None)
-
-
 @torch.inference_mode()
 def generation(
     model,
@@ -173,13 +157,13 @@ def generation(
     def once() -> tuple[float, float, int]:
         synchronize(model.device)
         start = time.perf_counter()
-        logits, cache = forward(model, input_ids)
+        logits, cache = models.forward(model, input_ids)
         token = logits[:, -1:].argmax(-1)
         synchronize(model.device)
         first = time.perf_counter() - start
 
         def step() -> None:
-            token.copy_(forward(model, token, cache)[0][:, -1:].argmax(-1))
+            token.copy_(models.forward(model, token, cache)[0][:, -1:].argmax(-1))
 
         # As `generate` does it: on a GPU the experts of a step are gathered, which is quicker than to group one token.
         with model._optimize_model_for_decode():

@@ -16,7 +16,7 @@ import torch
 
 from shared import files, memory, notebooks
 from shared.files import ROOT
-from shared.hub import fetch, store
+from shared.hub import store
 from shared.kits import forecast, plans
 from shared.machine import guard, kernels, pool
 from shared.models import fitting
@@ -203,7 +203,7 @@ def test_what_a_spark_lacks_for_a_lab_is_a_download(spark, monkeypatch, tmp_path
     row = facts.full("2.4.1", facts.gpu())
     assert not row["runs"] and row["change"] == "make fetch LAB=2.4.1 SCALE=full"
     assert "mamba-2.8b, pythia-2.8b, pg19 (16.6 GB)" in row["why"]
-    monkeypatch.setattr(fetch, "disk_free", lambda folder: 10**9)
+    monkeypatch.setattr(files, "free", lambda folder: 10**9)
     assert "HF_HOME" in facts.full("2.4.1", facts.gpu())["change"]
     monkeypatch.setattr(store, "local", lambda name, split=None: tmp_path)
     assert facts.full("2.4.1", facts.gpu())["runs"]

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, BambaConfig, RwkvConfig
 
-from shared import data, evaluate, files, memory, models, scan, timing
+from shared import data, evaluate, files, memory, models, scan
 from shared.errors import BadInput, ContextTooLong
 
 NAMES = ("mamba", "transformer", "olmoe", "deepseek-moe", "jamba")
@@ -262,7 +262,7 @@ def test_200_000_tokens_cost_mamba_constant_memory(zoo, monkeypatch):
     model, tokenizer = zoo["mamba"]
     text = "\n\n".join(data.tiny_text("train").values())
     text = text[: text.index("\n\n", 527_000)]
-    kept, forward = [], timing.forward
+    kept, forward = [], models.forward
 
     def watched(*arguments, **options):
         logits, cache = forward(*arguments, **options)
@@ -270,7 +270,7 @@ def test_200_000_tokens_cost_mamba_constant_memory(zoo, monkeypatch):
             kept.append(memory.cache_bytes(cache).total)
         return logits, cache
 
-    monkeypatch.setattr(timing, "forward", watched)
+    monkeypatch.setattr(models, "forward", watched)
     with memory.track("cpu") as tracked:
         tracked.mark("first part")
         evaluate.perplexity(model, tokenizer, [text[:12_000]], window=1024, carry=True)
@@ -293,7 +293,7 @@ def test_a_dropped_state_would_show(zoo):
         total, cache = 0.0, None
         for start in range(0, ids.shape[1] - 1, size):
             part = ids[:, start : start + size + 1]
-            logits, cache = timing.forward(model, part[:, :-1], cache, keep=part.shape[1] - 1)
+            logits, cache = models.forward(model, part[:, :-1], cache, keep=part.shape[1] - 1)
             total += F.cross_entropy(logits[0], part[0, 1:], reduction="sum").item()
         return total
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from peft import LoraConfig
 from transformers import AutoTokenizer, Trainer
 
-from shared import files, notebooks, scan
+from shared import files, models, notebooks, scan
 from shared.errors import BadInput
 from shared.kits import finetune
 
@@ -148,10 +148,10 @@ def test_asking_leaves_a_model_in_the_mode_in_which_it_was(mamba):
 
 def test_a_fingerprint_sees_one_bit():
     weights = {"a": torch.ones(3), "b": torch.zeros(2, 2)}
-    before = finetune.fingerprint(weights)
-    assert before == finetune.fingerprint({name: w.clone() for name, w in weights.items()})
+    before = models.fingerprint(weights)
+    assert before == models.fingerprint({name: w.clone() for name, w in weights.items()})
     weights["b"][1, 1] = -0.0
-    assert before != finetune.fingerprint(weights)
+    assert before != models.fingerprint(weights)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights_and_the_same_log(tmp_pat
         )
         trainer.remove_callback(program.PrinterCallback)
         trainer.train(resume_from_checkpoint=finetune.last_checkpoint(folder))
-        return finetune.fingerprint(finetune.trainable(model)), finetune.curves(trainer), trainer
+        return models.fingerprint(finetune.trainable(model)), finetune.curves(trainer), trainer
 
     weights, curves, _ = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

@@ -25,7 +25,7 @@ def prompt(name: str, tokens: int) -> torch.Tensor:
 def warm(name: str):
     model, _ = models.load(name, dtype=torch.float32, device="cpu")
     with torch.inference_mode(), scan.in_transformers():
-        timing.forward(model, prompt(name, 16))  # what the first call of all makes for good is none of a peak
+        models.forward(model, prompt(name, 16))  # what the first call of all makes for good is none of a peak
     return model
 
 
@@ -59,7 +59,7 @@ def test_the_cache_is_forecast_to_the_byte():
     for name in ARCHITECTURES:
         model = warm(name)
         with torch.inference_mode(), scan.in_transformers():
-            _, cache = timing.forward(model, prompt(name, 100))
+            _, cache = models.forward(model, prompt(name, 100))
         expected = counting.count(name, 100, dtype=torch.float32).cache_bytes
         assert expected == memory.cache_bytes(cache).total, name
 
@@ -71,9 +71,9 @@ def test_what_is_counted_on_shapes_is_what_a_model_does(path):
     context = scan.in_transformers() if path == "course" else torch.inference_mode()
     with torch.inference_mode(), context:
         with profiles.Counted() as prefill:
-            logits, cache = timing.forward(model, prompt("tiny/mamba", 256))
+            logits, cache = models.forward(model, prompt("tiny/mamba", 256))
         with profiles.Counted() as step:
-            timing.forward(model, logits[:, -1:].argmax(-1), cache)
+            models.forward(model, logits[:, -1:].argmax(-1), cache)
     for work, seen in ((counts.prefill, prefill), (counts.decode, step)):
         assert work.operations == pytest.approx(seen.operations, rel=0.01)
         # The table of embeddings is all that `Counted` takes as read and this count does not.

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.cache_utils import StaticLayer
 
-from shared import data, memory, models, scan, timing
+from shared import data, memory, models, scan
 from shared.errors import CourseError
 from shared.machine import graphs
 from shared.models.sizes import published_config
@@ -43,14 +43,14 @@ class Decoding:
 
     def __init__(self, model, ids: torch.Tensor):
         self.model = model
-        logits, self.cache = timing.forward(model, ids)
+        logits, self.cache = models.forward(model, ids)
         self.token = logits[:, -1:].argmax(-1)
         self.written = self.token.repeat(1, 1 + STEPS)
         self.place = self.token.new_ones(1)
         self.logits = torch.zeros_like(logits)
 
     def step(self) -> None:
-        self.logits.copy_(timing.forward(self.model, self.token, self.cache)[0])
+        self.logits.copy_(models.forward(self.model, self.token, self.cache)[0])
         self.token.copy_(self.logits.argmax(-1))
         self.written.index_copy_(1, self.place, self.token)
         self.place.add_(1)
@@ -202,7 +202,7 @@ def test_without_a_gpu_a_graph_is_one_sentence():
 def test_a_cache_of_sliding_windows_is_one_sentence():
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4}
     model = MistralForCausalLM(MistralConfig(vocab_size=64, num_hidden_layers=1, sliding_window=8, **shape)).eval()
-    _, cache = timing.forward(model, torch.ones(1, 4, dtype=torch.long))
+    _, cache = models.forward(model, torch.ones(1, 4, dtype=torch.long))
     with pytest.raises(CourseError, match="DynamicSlidingWindowLayer"):
         graphs.fixed(cache, 16)
 

@@ -15,7 +15,7 @@ from jupyter_client.manager import start_new_kernel
 
 from shared import files, memory, models
 from shared.errors import CourseError
-from shared.machine import guard, pool
+from shared.machine import guard, holders, pool
 
 sys.path.insert(0, str(files.ROOT / "scripts"))
 import tables
@@ -40,7 +40,7 @@ def spark(tmp_path, monkeypatch):
     free(119 * GB)
     monkeypatch.setattr(pool, "MEMINFO", state.file)
     monkeypatch.setattr(guard, "watch", watch)
-    monkeypatch.setattr(guard, "others", lambda: [])
+    monkeypatch.setattr(holders, "others", lambda: [])
     for name, answer in {
         "is_available": lambda: True,
         "get_device_properties": lambda device: SimpleNamespace(is_integrated=1, total_memory=state.total),
@@ -156,7 +156,7 @@ def test_on_a_cpu_and_on_a_discrete_gpu_nothing_is_capped_or_watched(spark, monk
 def test_a_load_that_would_touch_the_reserve_is_refused_before_a_byte_is_taken(spark, monkeypatch):
     needed = models.fits("mamba-2.8b").needed_bytes
     monkeypatch.setattr(models.checkpoints, "folder", lambda name: pytest.fail("it was fetched"))
-    monkeypatch.setattr(guard, "others", lambda: [("labs/lab-2.4.3.ipynb", 77, 45 * GB)])
+    monkeypatch.setattr(holders, "others", lambda: [("labs/lab-2.4.3.ipynb", 77, 45 * GB)])
     spark.free(needed + guard.reserve() - 10 * 1024)
     with memory.track("cpu") as m, pytest.raises(models.NotEnoughMemory) as error:
         models.load("mamba-2.8b")
@@ -173,7 +173,7 @@ def test_a_load_caps_torch_and_starts_the_watchdog_before_it_takes_memory(spark,
         assert 0 < spark.fraction < 1 and spark.watched == 1
         raise InterruptedError
 
-    monkeypatch.setattr(models, "from_config", loading)
+    monkeypatch.setattr(models.loading, "from_config", loading)
     with pytest.raises(InterruptedError):
         models.load("tiny/mamba", weights="random")
 
@@ -251,7 +251,7 @@ from shared import memory
 from shared.machine import guard, pool
 pool.MEMINFO = Path({file!r})
 pool.is_unified = lambda device=None: True  # this part is played; the thread, the signal and the kernel are real
-guard.others = lambda: [("labs/lab-2.4.3.ipynb", 77, 45_000_000_000)]
+holders.others = lambda: [("labs/lab-2.4.3.ipynb", 77, 45_000_000_000)]
 kept = 41
 with memory.track("cpu"):  # starts the watchdog
     pass
@@ -356,7 +356,7 @@ from pathlib import Path
 from shared import memory
 from shared.machine import guard, pool
 pool.MEMINFO = Path({file!r})
-guard.others = lambda: []
+holders.others = lambda: []
 guard.watch()
 print("working", flush=True)
 for _ in range(2):
@@ -432,16 +432,16 @@ rows = list(timing.sweep(model, data.random_tokens(1024, [8, 16, 32]), new_token
 
 def test_another_notebooks_kernel_is_named_with_its_path_and_bytes(kernel, tmp_path, monkeypatch):
     kernel.run("import numpy; held = numpy.ones(25_000_000)")  # 200 MB
-    (found,) = [k for k in guard.others() if k[1] == kernel.pid]
+    (found,) = [k for k in holders.others() if k[1] == kernel.pid]
     assert found[0] == "/course/labs/lab-2.4.9-played.ipynb" and 200e6 < found[2] < 600e6
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\necho '{kernel.pid}, 1000'\necho '{os.getpid()}, 7'\necho '12, [N/A]'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (on_gpu,) = [k for k in guard.others() if k[1] == kernel.pid]
+    (on_gpu,) = [k for k in holders.others() if k[1] == kernel.pid]
     assert on_gpu[2] == pytest.approx(found[2] + 1000 * 2**20, rel=0.01)
-    assert os.getpid() not in [pid for _, pid, _ in guard.others()]
-    assert f"(process {kernel.pid}, " in guard.others_said() or len(guard.others()) > 3
+    assert os.getpid() not in [pid for _, pid, _ in holders.others()]
+    assert f"(process {kernel.pid}, " in holders.said() or len(holders.others()) > 3
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ def test_an_nvidia_smi_that_says_a_sentence_counts_for_no_process(tmp_path, monk
     tool.write_text(f"#!/bin/sh\necho '{said}'\necho '12, 1000'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert guard._gpu_bytes() == {12: 1000 * 2**20}
+    assert holders._gpu_bytes() == {12: 1000 * 2**20}
 
 
 def test_the_message_of_a_stop_is_an_error_of_the_course():

@@ -478,12 +478,12 @@ def test_a_disk_that_is_too_small_is_refused_before_the_download(hub, client):
 
 def test_a_disk_that_fills_up_during_the_download_is_one_sentence_and_leaves_nothing_behind(hub, client):
     hub.repos["dataset", ALPACA.repo][1][ALPACA.patterns[0]] += b" " * 300_000
-    code = "fetch.disk_free = lambda folder: 10**12\n" + "print(fetch.fetch('alpaca'))"
+    code = "files.free = lambda folder: 10**12\n" + "print(fetch.fetch('alpaca'))"
     code = f"""
 from pathlib import Path
 from shared.hub import fetch
 from shared.errors import DiskFull
-fetch.disk_free = lambda folder: 10**12  # somebody else fills the disk after we looked
+files.free = lambda folder: 10**12  # somebody else fills the disk after we looked
 try:
     fetch.fetch("alpaca")
 except DiskFull as error:
@@ -708,7 +708,7 @@ def test_the_room_for_all_of_a_lab_is_looked_for_before_the_first_byte(hub, clie
 import sys
 sys.path.insert(0, "scripts")
 import hub as command
-command.fetch.disk_free = lambda folder: 3 * 10**9  # more than the data set, less than the models
+command.files.free = lambda folder: 3 * 10**9  # more than the data set, less than the models
 print(command.main(["fetch", "--lab", "2.4.6"]))
 """
     published_sizes = {**client.environment, "COURSE_MODELS": ""}

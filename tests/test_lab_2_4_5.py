@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import numbers, published_bytes
 
-from shared import data, files, models, notebooks, reference, scan, timing
+from shared import data, files, models, notebooks, reference, scan
 from shared.kits import profiles
 
 LAB = "2.4.5"
@@ -149,7 +149,7 @@ def test_reading_a_longer_prompt_takes_more_and_longer_for_every_model(cost):
         moved = []
         for ids in data.random_tokens(model.config.vocab_size, [256, 512]).values():
             with torch.inference_mode(), scan.in_transformers(), profiles.Counted() as count:
-                timing.forward(model, ids)
+                models.forward(model, ids)
             moved.append(count.bytes)
         assert moved[1] > 1.5 * moved[0], name
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from small_models import SMALL, write
 
 from shared import files, memory, models, scan
-from shared.machine import guard, pool
+from shared.machine import guard, holders, pool
 from shared.models import checkpoints, sizes
 
 # Total and active parameters, KV bytes per token in bf16, state bytes (fp32 recurrent and bf16 convolution, so for
@@ -168,7 +168,7 @@ def spark(monkeypatch):
     monkeypatch.setattr(pool, "pick_device", lambda device=None: torch.device("cuda"))
     monkeypatch.setattr(pool, "available", lambda device=None: 119_000_000_000)
     monkeypatch.setattr(guard, "reserve", lambda device=None: 6_400_000_000)
-    monkeypatch.setattr(guard, "others", lambda: [])
+    monkeypatch.setattr(holders, "others", lambda: [])
 
 
 def test_on_unified_memory_trained_weights_need_room_for_what_is_in_flight_while_they_load(spark):

@@ -7,7 +7,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from transformers import MambaConfig, MambaForCausalLM
 
-from shared import models, timing
+from shared import models
 from shared.kits import profiles
 
 
@@ -68,9 +68,9 @@ class Readers(Leaves):
 def test_no_weight_matrix_is_multiplied_under_a_name_that_the_profile_does_not_know(name):
     model, _ = models.load(name, device="cpu")
     with torch.inference_mode():
-        logits, cache = timing.forward(model, prompt())
+        logits, cache = models.forward(model, prompt())
         with Readers([p for p in model.parameters() if p.ndim >= 2]) as readers:
-            timing.forward(model, logits.argmax(-1), cache)
+            models.forward(model, logits.argmax(-1), cache)
     # A row of a table; Mamba's short convolution; and its logarithms of A, made float32 before each use.
     assert readers.names - {"embedding", "convolution", "_to_copy"} <= set(profiles.PRODUCTS)
     assert readers.names & set(profiles.PRODUCTS)

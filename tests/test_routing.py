@@ -10,7 +10,7 @@ from small_models import MIXTRAL, SMALL
 
 from shared import experts, models
 from shared.errors import BadInput
-from shared.kits import routing
+from shared.kits import routing, significance
 
 TEXTS = ["Story: The old man sat by the river.", "def f(x):\n    return x", "Premises: All birches are trees. " * 30]
 TINY_MOE = ("tiny/olmoe", "tiny/olmoe-collapsed", "tiny/deepseek-moe", "tiny/jamba")
@@ -152,18 +152,18 @@ def test_every_family_of_the_course_has_routers_of_the_same_form():
 def test_holm_equals_its_definition():
     """Holm 1979: the hypotheses by their p, the smallest times m, the next times m - 1, never below the one before."""
     p = [0.01, 0.04, 0.03, 0.005]
-    assert routing.holm(torch.tensor(p)).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert significance.holm(torch.tensor(p)).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         p = torch.rand(6, generator=generator).double() ** 3
         ordered = sorted(range(6), key=lambda i: float(p[i]))
         running = itertools.accumulate((min(1.0, float(p[i]) * (6 - r)) for r, i in enumerate(ordered)), max)
         expected = dict(zip(ordered, running, strict=True))
-        assert routing.holm(p).tolist() == pytest.approx([expected[i] for i in range(6)])
+        assert significance.holm(p).tolist() == pytest.approx([expected[i] for i in range(6)])
 
 
 def test_holm_keeps_the_level_over_many_layers():
     p = torch.rand(4000, 16, generator=torch.Generator().manual_seed(1)).double()
-    any_false = sum(bool((routing.holm(row) < 0.05).any()) for row in p) / len(p)
+    any_false = sum(bool((significance.holm(row) < 0.05).any()) for row in p) / len(p)
     assert any_false < 0.05 + 3 * (0.05 * 0.95 / len(p)) ** 0.5
     assert (p < 0.05).any(1).double().mean() > 0.5  # without it most runs have a false positive

@@ -75,10 +75,10 @@ def test_quartiles_enclose_the_median():
 def test_cached_steps_equal_one_full_forward(pair, architecture):
     model, ids = pair[architecture], prompt(12)
     with torch.inference_mode():
-        logits, cache = timing.forward(model, ids[:, :8])
+        logits, cache = models.forward(model, ids[:, :8])
         assert logits.shape == (1, 1, 300)
         for position in range(8, 12):
-            logits, cache = timing.forward(model, ids[:, position : position + 1], cache)
+            logits, cache = models.forward(model, ids[:, position : position + 1], cache)
         full = model(ids).logits[:, -1:]
     assert torch.allclose(logits, full, atol=1e-4)
 

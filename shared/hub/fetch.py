@@ -11,7 +11,6 @@ import hashlib
 import http.client
 import os
 import re
-import shutil
 import ssl
 import time
 import urllib.error
@@ -20,6 +19,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from shared import files
 from shared.errors import DiskFull, Missing
 from shared.hub import store
 from shared.hub.catalogue import SOURCES, Source
@@ -29,11 +29,12 @@ TRIES = 3
 TOLD_FROM = 100_000_000  # bytes; a larger download is announced with its size
 
 
-def fetch(name: str, split: str | None = None) -> Path:
+def fetch(name: str, split: str | None = None, size: Callable[[], int] | None = None) -> Path:
     """The folder with all files of a source; what is missing is downloaded, and if nothing is, no request is made.
 
     Args:
         name: of `catalogue.SOURCES`. split: of a data set, by default the one that the labs read.
+        size: gives the bytes of a model, asked where a sentence says how much there is to fetch.
 
     Raises:
         Missing: it cannot be had now; the sentence says why and what to do.
@@ -44,7 +45,8 @@ def fetch(name: str, split: str | None = None) -> Path:
     if folder := store.local(name, split):
         return folder
     if why := _unreachable():
-        raise Missing(f"{name} is not complete on this machine and cannot be fetched now ({why}): {_remedy(name)}.")
+        remedy = _remedy(name, size() if size else source.size)
+        raise Missing(f"{name} is not complete on this machine and cannot be fetched now ({why}): {remedy}.")
     mark, what = store.mark(source, split), "the list of files"
     try:
         files = _listing(source, split)
@@ -224,18 +226,11 @@ def _remove_leftovers(source: Source) -> None:
 
 def _make_room(name: str, source: Source, missing: list) -> None:
     """Say how large a large download is, and refuse one that does not fit on the disk."""
-    need, free = sum(file.size for file in missing), disk_free(store.storage(source))
+    need, free = sum(file.size for file in missing), files.free(store.storage(source))
     if need > free:
         raise DiskFull(too_small(name, source, f"it needs {human(need)} more and {human(free)} are free"))
     if need > TOLD_FROM:
         print(f"{name}: downloading {human(need)} in {len(missing)} files, {human(free)} of disk are free", flush=True)
-
-
-def disk_free(folder: Path) -> int:
-    """Free bytes on the disk that holds `folder`, or will."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def too_small(name: str, source: Source, why: str) -> str:
@@ -245,10 +240,10 @@ def too_small(name: str, source: Source, why: str) -> str:
     )
 
 
-def _remedy(name: str) -> str:
+def _remedy(name: str, size: int) -> str:
     """How to get a source, and all that a lab reads with it, as the end of a sentence."""
     source = SOURCES[name]
-    ways = [f"where there is a network, `make fetch NAME={name}` fetches {human(download_bytes(name))} into the cache"]
+    ways = [f"where there is a network, `make fetch NAME={name}` fetches {human(size)} into the cache"]
     if source.labs:
         first, *others = source.labs
         other = f" (or LAB={' or '.join(others)})" if others else ""
@@ -256,16 +251,6 @@ def _remedy(name: str) -> str:
     if source.kind == "model":
         ways.append('WEIGHTS = "random" needs no download')
     return ", and ".join(ways)
-
-
-def download_bytes(name: str) -> int:
-    """Bytes of a download: a data set's first split as the hub lists it, a model's weights in their published type."""
-    source = SOURCES[name]
-    if source.kind == "dataset":
-        return source.size
-    from shared.models.sizes import published_config, size
-
-    return size(name, published_config(name).dtype).weight_bytes
 
 
 def _explained(what: str, name: str, source: Source, problem: Exception) -> Exception:

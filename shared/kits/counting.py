@@ -21,8 +21,9 @@ from unittest.mock import patch
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shared import scan, timing
+from shared import models, scan
 from shared.machine import kernels
+from shared.models.running import STATE_ONLY
 from shared.models.sizes import published_config, size
 
 LENGTHS = (128, 192, 256)  # multiples of the scan's chunk, and more than one of it
@@ -259,7 +260,7 @@ def training(name: str, tokens: int, batch: int = 1, dtype=torch.bfloat16, path:
 
 def _scaled(one, config, tokens: int, batch: int) -> tuple[Work, ...]:
     """What one(depth, length, batch) counts, at any length, at the model's own depth, and at any batch."""
-    lengths = LENGTHS[:2] if config.model_type in timing.STATE_ONLY else LENGTHS  # without attention nothing is square
+    lengths = LENGTHS[:2] if config.model_type in STATE_ONLY else LENGTHS  # without attention nothing is square
     at_batch = {}
     for few in (2, 3) if batch > 3 else (batch,):  # of one sequence some layouts are others
         at_depth = {}
@@ -304,13 +305,13 @@ def _generated(name: str, depth: int, length: int, batch: int, dtype, path: str,
     ids = torch.ones((batch, length), dtype=torch.long, device="meta")
     shapes = Shapes()
     with torch.inference_mode(), running(model.config.model_type, path, gpu, shapes), shapes:
-        _, held = timing.forward(model, ids)
+        _, held = models.forward(model, ids)
         prefill = shapes.taken()
         if gpu:
             with model._optimize_model_for_decode():
-                timing.forward(model, ids[:, :1], held)
+                models.forward(model, ids[:, :1], held)
         else:
-            timing.forward(model, ids[:, :1], held)
+            models.forward(model, ids[:, :1], held)
         return prefill, shapes.taken()
 
 

@@ -162,14 +162,6 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A hash of every bit of the tensors: equal hashes, equal weights."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 @contextmanager
 def freed_at_once():
     """Inside, glibc gives freed tensors back at once, so that resident memory is what is in use, not what was."""

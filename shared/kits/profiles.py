@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from shared import timing
+from shared import models, timing
 from shared.errors import CourseError
 
 # What reads a weight matrix or a cache; Mamba's convolution over four tokens is elementwise in all but name.
@@ -72,11 +72,11 @@ def step_profile(model, input_ids: torch.Tensor, steps: int = 9) -> StepProfile:
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it notes its start and end on stderr, below the cell
     device = model.device
-    logits, cache = timing.forward(model, input_ids.to(device))
+    logits, cache = models.forward(model, input_ids.to(device))
     token = logits[:, -1:].argmax(-1)
 
     def step() -> None:
-        timing.forward(model, token, cache)
+        models.forward(model, token, cache)
 
     on_gpu, profiles = device.type == "cuda", []
     with model._optimize_model_for_decode():  # as in `timing.generation`

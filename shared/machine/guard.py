@@ -7,24 +7,19 @@ notebook's variables stay. Elsewhere nothing happens: a discrete GPU raises, a C
 Tested with faked devices and files of /proc; it has not run on a Spark yet.
 """
 
-import os
-import re
 import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from shared.errors import NotEnoughMemory
-from shared.machine import meters, pool
+from shared.machine import holders, meters, pool
 from shared.units import human
 
 if TYPE_CHECKING:
-    import psutil
+    pass
 
 # What stays free where CPU and GPU share the memory: a share of it, and at least so many bytes. From reports alone:
 # - A Spark was nearly unusable with 11.7 GB available and 0.14 GB of swap free (NVIDIA-NeMo/Automodel issue 3532). The
@@ -176,55 +171,5 @@ def _stop(_, frame) -> None:
     if frame:
         raise MemoryRanLow(
             f"The cell was stopped: {_why}, and without any the machine hangs; your variables are kept, and "
-            f"models.unload() gives the models' memory back{others_said()}."
+            f"models.unload() gives the models' memory back{holders.said()}."
         )
-
-
-# ----------------------------------------------------------------------------------------------------- who holds memory
-
-
-def others() -> list[tuple[str, int, int]]:
-    """Other notebooks' kernels on this machine: the notebook, process id and bytes (resident and on the GPU) of each.
-
-    The largest comes first.
-    """
-    found = [(notebook(process), process.pid, resident + on_gpu) for process, resident, on_gpu in processes()]
-    return sorted((kernel for kernel in found if kernel[0]), key=lambda kernel: -kernel[2])
-
-
-def processes() -> Iterator[tuple["psutil.Process", int, int]]:
-    """Every other process that this user may look at, with its bytes: resident, and on the GPU."""
-    import psutil
-
-    on_gpu = _gpu_bytes()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):  # it has ended, or is another user's
-            if process.pid != os.getpid():
-                yield process, process.memory_info().rss, on_gpu.get(process.pid, 0)
-
-
-def notebook(process: "psutil.Process") -> str | None:
-    """The notebook of a Jupyter kernel, None for any other process. One that no Jupyter server started has no name."""
-    import psutil
-
-    with suppress(psutil.Error):
-        if any(os.path.basename(word).startswith("ipykernel") for word in process.cmdline()):
-            return process.environ().get("JPY_SESSION_NAME") or "a notebook"
-
-
-def others_said() -> str:
-    """The three largest of `others` as the end of a sentence, or nothing."""
-    kernels = [f"{name} (process {pid}, {human(held)})" for name, pid, held in others()[:3]]
-    return f"; shut down what else holds memory: {', '.join(kernels)}" if kernels else ""
-
-
-def _gpu_bytes() -> dict[int, int]:
-    """Process id -> bytes that it holds on the GPU, as nvidia-smi has it; RSS does not show them."""
-    ask = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    try:
-        rows = subprocess.run(ask, capture_output=True, text=True, timeout=5).stdout.splitlines()
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    # MiB, or [N/A]; and where it fails, a sentence instead of rows.
-    pairs = [re.fullmatch(r"(\d+), *(\d+)", row.strip()) for row in rows]
-    return {int(pair[1]): int(pair[2]) * 2**20 for pair in pairs if pair}

@@ -1,6 +1,7 @@
 """Whether the weights of a model are whole: every file is there and none was cut short."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 from shared import files
@@ -8,7 +9,7 @@ from shared.errors import DamagedCheckpoint
 from shared.hub import fetch, store
 from shared.hub.catalogue import MODELS
 from shared.models import sizes
-from shared.models.sizes import TINY
+from shared.models.sizes import TINY, download_bytes
 
 
 def folder(name: str) -> Path:
@@ -17,7 +18,7 @@ def folder(name: str) -> Path:
     Raises:
         Missing: what is missing, how large it is and how to get it. DiskFull: there is no room for it.
     """
-    return files.DATA / name if name in TINY else fetch.fetch(name)
+    return files.DATA / name if name in TINY else fetch.fetch(name, size=partial(download_bytes, name))
 
 
 def cached(name: str) -> Path | None:

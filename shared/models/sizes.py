@@ -15,7 +15,7 @@ import torch
 
 from shared import files
 from shared.errors import BadInput, DamagedCheckpoint
-from shared.hub.catalogue import MODELS
+from shared.hub.catalogue import MODELS, SOURCES
 
 # Where the published configs are read; a rehearsal of scale full puts those of its small stand-ins in their place.
 PUBLISHED = Path(os.environ.get("COURSE_MODELS") or files.DATA / "models")
@@ -141,3 +141,10 @@ def remedy(file: Path) -> str:
         return f"take {file} out of the folder that COURSE_MODELS names, or make it anew"
     rebuild = " and `make tiny` builds it anew" if file.is_relative_to(files.DATA / "tiny") else ""
     return f"`git checkout -- {file.relative_to(files.DATA.parent)}` restores it{rebuild}"
+
+
+def download_bytes(name: str) -> int:
+    """Bytes to download: a model's weights in their published type, a data set's first split as the hub lists it."""
+    if name in MODELS:
+        return size(name, published_config(name).dtype).weight_bytes
+    return SOURCES[name].size
