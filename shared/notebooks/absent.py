@@ -1,32 +1,39 @@
 """Go on where something cannot be had: what needs it is not run and says so, everything else runs.
 
-    absent.skip_cells()   # once, in one of a notebook's first cells
+    absent.skip_cells("2.4.1")   # once, in one of a notebook's first cells
 
 A cell that raises Missing, or another of `NOT_HERE`, shows its one sentence and does not stop the notebook. The names
 that it would have bound are absent from then on; so are those of each later cell that reads an absent one. Whatever
 binds a name anew, such as the same cell after a download, makes it present again.
+
+A cell that reads a name of a section that a student has skipped says which sections to run first.
 """
 
 import ast
 import dis
+import re
 from dataclasses import dataclass
 from types import CodeType
 
 from IPython import get_ipython
 from IPython.display import display
 
-from shared.errors import DamagedCheckpoint, DiskFull, Missing, NotEnoughMemory
+from shared.errors import BadInput, DamagedCheckpoint, DiskFull, Missing, NotEnoughMemory
+from shared.notebooks import source
 from shared.notebooks.notice import PLAIN, RED
 
 # What a download, a repair or a larger machine gives. Not their subclasses: after guard.MemoryRanLow nothing may go on.
 NOT_HERE = (Missing, DiskFull, NotEnoughMemory, DamagedCheckpoint)
 
 
-def skip_cells() -> None:
-    """From the next cell on, in a notebook; a second call changes nothing. In a script nothing changes: it stops."""
+def skip_cells(lab: str | None = None) -> None:
+    """From the next cell on, in a notebook; a second call changes nothing. In a script nothing changes: it stops.
+
+    lab: the number of the notebook, such as "2.4.1", by which its sections are found.
+    """
     shell = get_ipython()
     if shell and not any(isinstance(transformer, _Notebook) for transformer in shell.ast_transformers):
-        notebook = _Notebook(shell)
+        notebook = _Notebook(shell, lab)
         shell.ast_transformers.append(notebook)
         shell.set_custom_exc((*NOT_HERE, NameError), notebook.failed)
         shell.events.register("post_run_cell", notebook.went_on)
@@ -53,8 +60,9 @@ class _Absent:
 class _Notebook:
     """What is absent in a notebook. IPython asks `visit` before a cell runs, `failed` and `went_on` after it."""
 
-    def __init__(self, shell):
+    def __init__(self, shell, lab: str | None):
         self.names = shell.user_ns
+        self.lab = lab
         self.absent: dict[str, _Absent] = {}
         self.said: dict[str, tuple[str, int]] = {}  # sentence -> code and number of the cell below which it stands
         self.cell = _Cell("")
@@ -64,7 +72,7 @@ class _Notebook:
     def visit(self, tree: ast.Module) -> ast.Module:
         """The cell as it is, or in its place the error that reading an absent name is."""
         try:
-            reads, binds = _reads_and_binds(compile(tree, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
+            reads, binds = reads_and_binds(compile(tree, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
         except SyntaxError:
             return tree  # IPython is about to say so
         self.cell = _Cell(ast.dump(tree), tuple(reads), frozenset(binds))
@@ -94,7 +102,11 @@ class _Notebook:
             said = f"{run}: it needs `{error.name}`, and why that is missing stands below cell [{why}]."
             _show(said, needs=error.name)
         else:
-            shell.showtraceback((kind, error, frames), running_compiled_code=True)
+            first = self._skipped(error.name) if kind is NameError and _ends_in(frames, self.names) else []
+            if first:  # an error all the same: a run of several cells stops here
+                _show(f"{RED}`{error.name}` is not there yet. Run first: {', '.join(first)}.{PLAIN}", needs=error.name)
+            else:
+                shell.showtraceback((kind, error, frames), running_compiled_code=True)
             return
         self.error = error
         for name in self.cell.binds:
@@ -103,6 +115,22 @@ class _Notebook:
                 self.names.pop(name, None)
                 self.absent[name] = _Absent(self.cell.code, why, before)
 
+    def _skipped(self, name: str) -> list[str]:
+        """The sections that make a name, and all that they read in turn and that is not there; [] if none makes it."""
+        try:
+            cells = cells_of(source.read(self.lab)) if self.lab else []
+        except (BadInput, ValueError):  # the file is damaged or away: no help from there
+            return []
+        needed, looked_for, names = set(), set(), [name]
+        while names:
+            name = names.pop()
+            maker = next((cell for cell in cells if name in cell.binds), None)
+            looked_for.add(name)
+            if maker is not None:
+                needed.add(maker.section)
+                names += [n for n in maker.reads if n not in self.names and n not in looked_for]
+        return [section for section in dict.fromkeys(cell.section for cell in cells) if section in needed]
+
     def went_on(self, result) -> None:
         """Take the error back that `failed` has shown: a notebook stops at a cell that has one."""
         if self.error is not None:
@@ -110,12 +138,45 @@ class _Notebook:
             self.error = None  # and with it the frames, which hold what the cell had loaded
 
 
+@dataclass(frozen=True)
+class LabCell:
+    """A code cell of a lab. section: as `_Cell`'s sentence names it. reads, binds: as in `_Cell`."""
+
+    id: str
+    section: str
+    reads: tuple[str, ...]
+    binds: frozenset[str]
+
+
+def cells_of(notebook) -> list[LabCell]:
+    """The code cells of a lab, in order, with the names that pass between them. A cell with magics is left out."""
+    section, cells = "the cells above section 1", []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and (heading := re.match(r"## (\d+) · (.*)", cell.source)):
+            section = f"section {heading[1]} ({heading[2]})"
+        elif cell.cell_type == "code":
+            try:
+                code = compile(cell.source, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            except SyntaxError:
+                continue
+            reads, binds = reads_and_binds(code)
+            cells.append(LabCell(cell.id, section, tuple(reads), frozenset(binds)))
+    return cells
+
+
+def _ends_in(frames, names: dict) -> bool:
+    """Whether an error was raised by the notebook's own code, not inside a module."""
+    while frames.tb_next is not None:
+        frames = frames.tb_next
+    return frames.tb_frame.f_globals is names
+
+
 def _show(said: str, **metadata: str) -> None:
     """Print a line as an output that a program can tell by its metadata."""
     display({"text/plain": said}, raw=True, metadata=metadata)
 
 
-def _reads_and_binds(code: CodeType, top: bool = True) -> tuple[list[str], set[str]]:
+def reads_and_binds(code: CodeType, top: bool = True) -> tuple[list[str], set[str]]:
     """The globals that compiled code reads before it binds them, functions' bodies included, and those it leaves bound.
 
     The compiler has sorted out the scopes: only globals have instructions that end in NAME (at the top of a cell and in
@@ -137,7 +198,7 @@ def _reads_and_binds(code: CodeType, top: bool = True) -> tuple[list[str], set[s
             left.discard(name)
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            later, stored = _reads_and_binds(inner, top=False)
+            later, stored = reads_and_binds(inner, top=False)
             reads += [name for name in later if not (top and name in bound)]
             left |= stored
     return reads, left - {"_"}  # which IPython binds itself
