@@ -4,10 +4,11 @@ The text around them is written by hand; what stands between `<!-- table: name -
 """
 
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from shared import files, fitting, guard, hub, models
+from shared import commands, files, fitting, guard, hub, models
 from shared.catalogue import DATASETS, MODELS
 from shared.memory import human
 from shared.sizes import DATA, TINY, published_config
@@ -121,9 +122,10 @@ def filled(text: str) -> str:
     return pattern.sub(lambda found: f"{found[1]}{tables[found[2]]}\n{found[3]}", text)
 
 
+@commands.program()
 def main(file: Path = FILE) -> None:
     files.write(file, filled(file.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,6 @@ An exercise is a code cell with the tag `exercise` and an id such as `ex-kv-cach
 `python -m shared.notebooks run|render|solve --help` is what the Makefile calls.
 """
 
-import argparse
 import ast
 import ctypes
 import functools
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from shared import files
+from shared import commands, files
 from shared.errors import BadInput, CourseError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,10 +72,10 @@ def labs(folder: Path | None = None) -> dict[str, Path]:
 
 
 def path_of(lab: str) -> Path:
-    """The notebook of a lab number such as "2.4.1"; ValueError in one sentence where there is none."""
+    """The notebook of a lab number such as "2.4.1"; BadInput in one sentence where there is none."""
     known = labs()
     if lab not in known:
-        raise ValueError(f"There is no lab {lab!r}; the labs are {', '.join(known)}.")
+        raise BadInput(f"There is no lab {lab!r}; the labs are {', '.join(known)}.")
     return known[lab]
 
 
@@ -94,7 +93,7 @@ def answers(lab: str) -> dict[str, str]:
     blocks = re.split(r"^# %% *(\S+) *$", solutions_path(lab).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     ids = blocks[::2]
     if len(set(ids)) < len(ids):
-        raise ValueError(f"{solutions_path(lab).name} answers an exercise twice: {sorted(ids)}.")
+        raise BadInput(f"{solutions_path(lab).name} answers an exercise twice: {sorted(ids)}.")
     return dict(zip(ids, (source.strip() for source in blocks[1::2]), strict=True))
 
 
@@ -191,7 +190,7 @@ def tagged(notebook, tag: str) -> list:
 def solve(lab: str):
     """The notebook of a lab with each answer in the place of its stub, as a NotebookNode.
 
-    A student's copy of an exercise's cell gets the answer too. Raises ValueError when exercises and answers do not
+    A student's copy of an exercise's cell gets the answer too. Raises BadInput when exercises and answers do not
     match otherwise.
     """
     notebook, known = read(lab), answers(lab)
@@ -207,7 +206,7 @@ def solve(lab: str):
             odd.add(cell.id)
     odd |= set(known) - found
     if odd:
-        raise ValueError(
+        raise BadInput(
             f"Lab {lab}: exercises and answers do not match: {', '.join(sorted(odd))} (keep your file under another "
             f"name, then take the course's own again: {remedy(path_of(lab))})."
         )
@@ -243,10 +242,10 @@ def execute(
     parameters = {"SCALE": scale, **parameters}
     cells = tagged(notebook, "parameters")
     if len(cells) != 1:
-        raise ValueError(f"Lab {lab} has {len(cells)} cells tagged `parameters`; it needs exactly one.")
+        raise BadInput(f"Lab {lab} has {len(cells)} cells tagged `parameters`; it needs exactly one.")
     known = re.findall(r"^(\w+) *=", cells[0].source, flags=re.MULTILINE)
     if unknown := set(parameters) - set(known):
-        raise ValueError(f"Lab {lab} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}.")
+        raise BadInput(f"Lab {lab} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}.")
     if numbers:
         change_settings(notebook, scale, numbers)
 
@@ -302,14 +301,14 @@ def end_with(parent: int) -> None:
 def change_settings(notebook, scale: str, numbers: dict) -> None:
     """Put numbers in the place of some of a scale's, in the notebook's settings cell, before anything reads them.
 
-    Raises ValueError for a name that the scale's settings do not have.
+    Raises BadInput for a name that the scale's settings do not have.
     """
     cell = next(cell for cell in notebook.cells if cell.id == "settings")
     tree = ast.parse(cell.source)
     table = next(s for s in tree.body if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "SETTINGS")
     scales = {key.value: _names(value) for key, value in zip(table.value.keys, table.value.values, strict=True)}
     if unknown := set(numbers) - set(scales[scale]):
-        raise ValueError(
+        raise BadInput(
             f"The settings of scale {scale} have no {', '.join(sorted(unknown))}; they have {', '.join(scales[scale])}."
         )
     lines = cell.source.splitlines()
@@ -328,7 +327,7 @@ def _names(table: ast.expr) -> list[str]:
 
 def _check_scale(scale: str) -> None:
     if scale not in SCALES:
-        raise ValueError(f"SCALE={scale} is unknown; it is one of {', '.join(SCALES)}.")
+        raise BadInput(f"SCALE={scale} is unknown; it is one of {', '.join(SCALES)}.")
 
 
 def text(cell) -> str:
@@ -385,8 +384,7 @@ def _executed(lab: str, scale: str) -> Run:
             for worker in workers:
                 worker.kill()
                 worker.join()
-                for partial in (BUILD / "executed").glob(f".{worker.pid}-*"):
-                    partial.unlink()
+                files.remove_parts(BUILD / "executed", worker.pid.__eq__)
             raise
 
 
@@ -459,33 +457,24 @@ def table(runs: list[Run]) -> str:
 # ---- command line -----------------------------------------------------------------------------------------------
 
 
+@commands.program("Stopped: the lab that was running has left no page; earlier pages stay.")
 def main(arguments: list[str] | None = None) -> int:
     """`run` and `render` execute solved labs into build/; `solve` writes one solved, unexecuted notebook."""
-    parser = argparse.ArgumentParser(prog="python -m shared.notebooks", description=main.__doc__)
+    parser = commands.Parser(main.__doc__, prog="python -m shared.notebooks")
     parser.add_argument("command", choices=("run", "render", "solve"))
     parser.add_argument("--lab", help="one lab, such as 2.4.1 (default: all)")
     parser.add_argument("--scale", default="tiny", help="tiny or full")
     parser.add_argument("--out", type=Path, help="solve: where to write the notebook")
     options = parser.parse_args(arguments)
-    try:
-        if options.command == "solve":
-            import nbformat
+    if options.command == "solve":
+        import nbformat
 
-            if not options.lab or not options.out:
-                raise ValueError("`solve` needs --lab, such as 2.4.1, and --out, the notebook to write.")
-            with files.replacing(options.out) as part:
-                nbformat.write(solve(options.lab), part)
-            return 0
-        runs = run(options.lab, options.scale)
-    except (ValueError, CourseError) as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    except OSError as problem:
-        print(files.unwritten(BUILD, problem) if problem.errno in files.FULL else problem, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped: the lab that was running has left no page; earlier pages stay.", file=sys.stderr)
-        return 130
+        if not options.lab or not options.out:
+            raise BadInput("`solve` needs --lab, such as 2.4.1, and --out, the notebook to write.")
+        with files.replacing(options.out) as part:
+            nbformat.write(solve(options.lab), part)
+        return 0
+    runs = run(options.lab, options.scale)
     if options.command == "run":
         print(table(runs))
     else:

@@ -21,6 +21,7 @@ import itertools
 import json
 import random
 import shutil
+import sys
 import zlib
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from shared import files, finetune, notebooks, results
+from shared import commands, files, finetune, notebooks, results
 from shared.scan import in_transformers
 
 HERE = Path(__file__).resolve().parent
@@ -97,7 +98,7 @@ def write_instructions() -> None:
             for skill, count in counts.items()
             for number in range(count)
         ]
-        (finetune.INSTRUCT / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        files.write(finetune.INSTRUCT / f"{split}.jsonl", "\n".join(lines) + "\n")
 
 
 def write_tokenizer() -> PreTrainedTokenizerFast:
@@ -272,7 +273,9 @@ def collected(bases: dict, runs: dict) -> dict:
     }
 
 
+@commands.program("Interrupted: the runs that have ended are kept, and the same command goes on.")
 def main() -> None:
+    held = commands.alone("make finetune", PARTS)  # noqa: F841  until the program ends
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     logging.set_verbosity_error()
@@ -298,4 +301,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
