@@ -54,16 +54,16 @@ setup-bench:
 	@sh scripts/setup.sh bench
 
 lab: setup ## open the labs in JupyterLab (PORT=8888, BROWSER=no when you work over ssh, LAB=2.4.1 to open that one)
-	@$(VENV_PYTHON) scripts/lab.py $(call quote,$(NOTEBOOK_DIR)) --port=$(call quote,$(PORT)) --browser=$(call quote,$(BROWSER)) --lab=$(call quote,$(LAB))
+	@$(VENV_PYTHON) scripts/lab.py --port=$(call quote,$(PORT)) --browser=$(call quote,$(BROWSER)) --lab=$(call quote,$(LAB)) -- $(call quote,$(NOTEBOOK_DIR))
 
 run: setup ## execute the solved labs and print a table (SCALE=tiny or full, LAB=2.4.1 for one of them; NODES=2 for two machines)
-	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) -m $(if $(NODES),shared.notebooks.launch --nodes=$(call quote,$(NODES)) --head=$(call quote,$(HEAD)),shared.notebooks run) --scale=$(call quote,$(SCALE)) $(if $(LAB),--lab=$(call quote,$(LAB)))
+	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) -m $(if $(NODES)$(HEAD),shared.notebooks.launch --nodes=$(call quote,$(NODES)) --head=$(call quote,$(HEAD)),shared.notebooks run) --scale=$(call quote,$(SCALE)) $(if $(LAB),--lab=$(call quote,$(LAB)))
 
 solutions: setup ## render the solved labs to build/html/index.html
 	@$(ONE_THREAD) $(VENV_PYTHON) -m shared.notebooks render
 
 evaluate: setup ## perplexity of MODELS="tiny/mamba tiny/jamba" on a text (TEXT=story, WINDOW=256, PROCESSES=2 share the documents)
-	@$(ONE_THREAD) $(VENV_PYTHON) scripts/evaluate.py $(MODELS) --text=$(call quote,$(TEXT)) --window=$(call quote,$(WINDOW)) --processes=$(call quote,$(PROCESSES))
+	@$(ONE_THREAD) $(VENV_PYTHON) scripts/evaluate.py --text=$(call quote,$(TEXT)) --window=$(call quote,$(WINDOW)) --processes=$(call quote,$(PROCESSES)) -- $(call quote,$(MODELS))
 
 fetch: setup ## download ahead of class what a lab needs at scale full (LAB=2.4.5 SCALE=full, or NAME=mamba-2.8b)
 	@$(VENV_PYTHON) scripts/hub.py fetch --name=$(call quote,$(NAME)) --lab=$(call quote,$(LAB)) --scale=$(call quote,$(SCALE))
@@ -72,7 +72,7 @@ cache: setup ## show what the course keeps in the Hugging Face caches (CLEAR=alp
 	@$(VENV_PYTHON) scripts/hub.py cache --clear=$(call quote,$(CLEAR))
 
 doctor: setup ## say what this machine can run, what not, and which command changes that (JSON=yes for programs)
-	@$(VENV_PYTHON) scripts/doctor.py $(if $(filter yes,$(JSON)),--json)
+	@$(VENV_PYTHON) scripts/doctor.py --json=$(call quote,$(JSON))
 
 kernels: setup ## build Mamba's CUDA kernels for this machine's GPU, check them, install them
 	@$(VENV_PYTHON) scripts/kernels/build.py build

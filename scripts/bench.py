@@ -7,10 +7,10 @@ a GPU mamba-ssm's kernel stands beside them. The rows go to build/results/scan.c
 Then what `memory.track` adds to a forward of Mamba-130M (random weights) and to a loop of many small operations.
 """
 
-import argparse
 import contextlib
 import inspect
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from shared import data, memory, models, results, scan, timing
 from shared.machine import meters
+from shared.notebooks import commands
 from shared.scan import selective_scan
 
 N = 16
@@ -170,11 +171,14 @@ def show(rows: list[dict]) -> None:
     print(frame[["batch", "width", "length", *order]].to_string(index=False, na_rep="-", formatters=formats), "\n")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is timed at least (default 5)")
-    parser.add_argument("--longest", type=int, default=2**16, help="leave out longer sequences")
-    options = parser.parse_args()
+@commands.program()
+def main(arguments: list[str] | None = None) -> None:
+    parser = commands.Parser(__doc__)
+    parser.add_argument(
+        "--rounds", type=commands.whole("--rounds"), default=5, help="how often each is timed at least (default 5)"
+    )
+    parser.add_argument("--longest", type=commands.whole("--longest"), default=2**16, help="leave out longer sequences")
+    options = parser.parse_args(arguments)
     logging.set_verbosity_error()  # the note that the reference runs, which is meant
     print(", ".join(f"{name} {value}" for name, value in results.machine().items()), "\n")
     rows = []
@@ -197,3 +201,7 @@ if __name__ == "__main__":
         print(f"Time of forward and backward grows with length to the power {gradient:.2f} +- {error:.2f} (course).")
     print(f"Saved to {results.save(pd.DataFrame(rows), 'scan')}.\n")
     show_tracking()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

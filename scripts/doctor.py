@@ -1,6 +1,5 @@
 """The page of `make doctor`: what this machine can run, what not, and for each "no" the command that changes it."""
 
-import argparse
 import json
 import os
 import re
@@ -9,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from shared.notebooks import commands
 from shared.units import human  # nothing that imports torch: see `main`
 
 WIDTH, LABEL = 100, 12
@@ -145,21 +145,24 @@ def page(found: dict) -> str:
     return "\n".join(lines)
 
 
+@commands.program()
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="the facts as JSON")
+    parser = commands.Parser(__doc__)
+    yes_or_no = commands.one_of("JSON", ("yes", "no", ""))
+    parser.add_argument("--json", nargs="?", const="yes", type=yes_or_no, help="the facts as JSON: yes or no")
     options = parser.parse_args(arguments)
+    as_json = options.json == "yes"
     foreign = foreign_cudnn()
     if foreign:
         # Before torch is imported: after that nothing may be printed any more. JSON stays JSON.
-        stream = sys.stderr if options.json else sys.stdout
+        stream = sys.stderr if as_json else sys.stdout
         print(line("cuDNN", foreign["why"]), f"{'':<{LABEL}}-> {foreign['change']}", sep="\n", file=stream, flush=True)
     import facts
 
     found = facts.facts()
     found["gpu"]["foreign_cudnn"] = foreign
-    print(json.dumps(found, indent=1) if options.json else page(found))
+    print(json.dumps(found, indent=1) if as_json else page(found))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

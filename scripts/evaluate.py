@@ -7,11 +7,14 @@
 Every number of processes gives the same result. Each model's is kept as it comes: a run that was interrupted goes on.
 """
 
-import argparse
 import os
 import sys
 import uuid
 
+from shared.errors import BadInput, CourseError
+from shared.notebooks import commands
+
+TEXTS = ("heldout", "story", "wikitext", "pg19")
 COLUMNS = ("nll", "tokens", "words", "bytes", "token_perplexity", "word_perplexity", "bits_per_byte")
 WRONG, LOST = 2, 3  # exit codes: a request that cannot be met; another process is gone
 
@@ -103,19 +106,22 @@ def launch(options, arguments: list[str]) -> int:
     return 0
 
 
+@commands.program("Interrupted: the models that are finished are kept, and this command goes on.")
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+")
-    parser.add_argument("--text", default="heldout", choices=("heldout", "story", "wikitext", "pg19"))
-    parser.add_argument("--window", type=int, default=256, help="tokens")
-    parser.add_argument("--stride", type=int, help="tokens; default: the window")
+    parser = commands.Parser(__doc__)
+    parser.add_argument("models", nargs="+", help="names, each an argument or several in one")
+    parser.add_argument("--text", default="heldout", type=commands.one_of("TEXT", TEXTS), help=", ".join(TEXTS))
+    parser.add_argument("--window", type=commands.whole("WINDOW"), default=256, help="tokens")
+    parser.add_argument("--stride", type=commands.whole("--stride"), help="tokens; default: the window")
     parser.add_argument("--carry", action="store_true", help="hand the cache from window to window")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--processes", type=int, default=1)
+    processes = commands.whole("PROCESSES", most=commands.AT_ONCE)
+    parser.add_argument("--processes", type=processes, default=1, help=f"at most {commands.AT_ONCE} on this machine")
     parser.add_argument("--name", help="of the table in build/results")
     options = parser.parse_args(arguments)
-    from shared.errors import CourseError
-
+    options.models = " ".join(options.models).split()
+    if not options.models:
+        raise BadInput('MODELS= names no model: give one or more, such as MODELS="tiny/mamba tiny/jamba".')
     try:
         if options.processes > 1 and "RANK" not in os.environ:
             return launch(options, arguments)

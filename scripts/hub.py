@@ -1,44 +1,37 @@
 """What `make fetch` and `make cache` call: download ahead of class, see what the course keeps, delete one of it."""
 
-import argparse
 import sys
 from functools import partial
 
-from shared import files
-from shared.errors import BadInput, CourseError, DiskFull
+from shared import files, notebooks
+from shared.errors import BadInput, DiskFull
 from shared.hub import fetch, store
 from shared.hub.catalogue import SOURCES
+from shared.notebooks import commands
 from shared.units import human
 
 
+@commands.program("Interrupted: finished files are kept, the same command goes on from there.")
 def main(arguments: list[str] | None = None) -> int:
     """`fetch` downloads what a lab needs at scale full, or one source; `cache` shows what is here, or clears one."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = commands.Parser(main.__doc__)
     parser.add_argument("command", choices=("fetch", "cache"))
     parser.add_argument("--name", default="", help="one model or data set")
     parser.add_argument("--lab", default="", help="fetch: one lab, such as 2.4.5 (default: all)")
-    parser.add_argument("--scale", default="full", help="fetch: tiny needs no download")
+    scale = commands.one_of("SCALE", notebooks.SCALES)
+    parser.add_argument("--scale", default="full", type=scale, help="fetch: tiny needs no download")
     parser.add_argument("--clear", default="", help="cache: delete this model or data set")
     options = parser.parse_args(arguments)
-    try:
-        if options.command == "fetch":
-            fetch_all(_chosen(options.name, options.lab, options.scale))
-        elif options.clear:
-            print(f"freed {human(store.clear_cache(options.clear, dry_run=False))}")
-        else:
-            print(_table())
-    except CourseError as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted: finished files are kept, the same command goes on from there.", file=sys.stderr)
-        return 130
+    if options.command == "fetch":
+        fetch_all(_chosen(options.name, options.lab, options.scale))
+    elif options.clear:
+        print(f"freed {human(store.clear_cache(options.clear, dry_run=False))}")
+    else:
+        print(_table())
     return 0
 
 
 def _chosen(name: str, lab: str, scale: str) -> list[str]:
-    if scale not in ("tiny", "full"):
-        raise BadInput(f"SCALE={scale} is unknown; it is one of tiny, full.")
     if name:
         if name not in SOURCES:
             raise BadInput(f"There is no {name!r} to fetch: the course has {', '.join(SOURCES)}.")

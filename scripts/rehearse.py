@@ -9,7 +9,6 @@ and nothing else. Numbers of the settings are smaller (NUMBERS), nothing else is
 ran, every check passed, every figure shows something, and nothing but progress bars went to stderr.
 """
 
-import argparse
 import contextlib
 import os
 import re
@@ -22,7 +21,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 from shared import files, notebooks
-from shared.notebooks import notice
+from shared.errors import BadInput, CourseError
+from shared.notebooks import commands, notice
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
 # Smaller numbers for the settings of scale full, by lab.
@@ -124,13 +124,13 @@ def environment(folder: Path, endpoint: str, home: Path) -> dict[str, str]:
 
 
 def fetch(run: Rehearsal, env: dict[str, str]) -> None:
-    """`make fetch` of the run's lab, and of models that its parameters name. Raises RuntimeError with its output."""
+    """`make fetch` of the run's lab, and of models that its parameters name. Raises CourseError with its output."""
     wanted = [("LAB=" + run.lab, "SCALE=full"), *(("NAME=" + name,) for name in run.fetched)]
     for arguments in wanted:
         command = ["make", "--no-print-directory", "fetch", *arguments]
         done = subprocess.run(command, cwd=files.ROOT, env=env, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+            raise CourseError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
 
 
 # ---- a run and its verdict --------------------------------------------------------------------------------------
@@ -183,21 +183,23 @@ def rehearse(run: Rehearsal, folder: Path, endpoint: str) -> tuple[notebooks.Run
     return done, wrong or [done.error] * bool(done.error)
 
 
+@commands.program("Interrupted: the labs that were rehearsed are in build/rehearsal.")
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.Parser(__doc__)
     parser.add_argument("--lab", default="", help="one lab, such as 2.4.5 (default: all)")
-    parser.add_argument("--weights", default="", choices=("", "trained", "random"), help="default: both")
+    weights = commands.one_of("WEIGHTS", ("", "trained", "random"))
+    parser.add_argument("--weights", default="", type=weights, help="trained or random (default: both)")
     options = parser.parse_args(arguments)
     chosen = [run for run in rehearsals() if options.lab in ("", run.lab)]
     if options.weights:
         random = options.weights == "random"
         chosen = [run for run in chosen if (("WEIGHTS", "random") in run.parameters) == random]
     if not chosen:
-        print(f"There is no lab {options.lab!r}; the labs are {', '.join(notebooks.labs())}.", file=sys.stderr)
-        return 1
+        raise BadInput(f"There is no lab {options.lab!r}; the labs are {', '.join(notebooks.labs())}.")
     from rehearsal import models
 
     folder, bad = files.BUILD / "rehearsal", 0
+    held = commands.alone("make rehearse", folder)  # noqa: F841  until the program ends
     models.write_configs(folder / "configs")
     with hub(folder / "made") as endpoint:
         for run in chosen:

@@ -4,6 +4,7 @@ The text around them is written by hand; what stands between `<!-- table: name -
 """
 
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from shared.hub.catalogue import DATASETS, MODELS
 from shared.machine import guard
 from shared.models import fitting
 from shared.models.sizes import TINY, download_bytes, published_config
+from shared.notebooks import commands
 from shared.units import human
 
 FILE = DATA / "README.md"
@@ -124,9 +126,10 @@ def filled(text: str) -> str:
     return pattern.sub(lambda found: f"{found[1]}{tables[found[2]]}\n{found[3]}", text)
 
 
+@commands.program()
 def main(file: Path = FILE) -> None:
     files.write(file, filled(file.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

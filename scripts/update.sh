@@ -30,6 +30,10 @@ git fetch --quiet || stop "git reaches no remote (its message stands above); con
 new=$(git rev-parse --verify --quiet '@{upstream}') || stop "this branch follows no remote branch; git branch -vv shows which one it could."
 git merge-base --is-ancestor HEAD "$new" || stop "this branch has commits of its own; bring both together with: git pull --rebase"
 
+# Two updates at once would take each other's moves for the student's. (A Mac has no flock.)
+exec 9>"$(git rev-parse --git-dir)/update.lock"
+! command -v flock >/dev/null || flock -n 9 || stop "another update is at work in this folder; wait until it ends."
+
 # --- Does anything of the student's stand in its way? -----------------------------------------------------------------
 
 # Names as they are, one a line; a renamed file counts as one that goes and one that comes.
@@ -62,10 +66,17 @@ done | head -n 1)
 
 # --- The moves --------------------------------------------------------------------------------------------------------
 
-now=$(date +%Y%m%d-%H%M%S)
+second=$(date +%Y%m%d-%H%M%S)
+now=$second
+number=1
+while ls labs 2>/dev/null | grep -q -e "-$now\.ipynb\$"; do # kept by an update of the same second
+    number=$((number + 1))
+    now=$second-$number
+done
 each() { # each COMMAND: call it with every file of `both` and the name under which the student's is kept
     printf '%s\n' "$both" | while IFS= read -r file; do
-        [ -z "$file" ] || "$1" "$file" "labs/my-$(basename "$file" .ipynb)-$now.ipynb" || exit 1
+        name=$(printf '%s\n' "${file#labs/}" | sed 's/\.ipynb$//; s,/,-,g')
+        [ -z "$file" ] || "$1" "$file" "labs/my-$name-$now.ipynb" || exit 1
     done
 }
 keep() { [ ! -e "$1" ] || cp -p "$1" "$2"; }
@@ -75,7 +86,7 @@ drop() { rm -f "$2"; }
 tell() { [ ! -e "$2" ] || echo "Your $1 is kept as $2"; }
 
 each keep || { each drop; stop "your labs could not be copied (the message stands above)."; }
-if ! { each reset && git merge --ff-only --quiet --no-overwrite-ignore "$new"; }; then
+if ! { each reset && git merge --ff-only --quiet --no-overwrite-ignore "$new" 9>&-; }; then
     each undo
     stop "git could not do it (its message stands above)."
 fi

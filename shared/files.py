@@ -1,11 +1,15 @@
-"""Where the course's folders are, and writing a file whole or not at all: beside what is there, then in its place."""
+"""Where the course's folders are, writing a file whole or not at all, and what only one process may do."""
 
 import errno
+import fcntl
 import os
+import platform
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from shared.errors import CourseError
 
@@ -15,18 +19,21 @@ DATA = ROOT / "data"
 BUILD = Path(os.environ.get("COURSE_BUILD") or ROOT / "build")  # another place, so that two runs do not meet
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, this user's share of it, a limit of the shell
+MACHINE = re.sub(r"\W", "-", platform.node())  # several machines may share a folder
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """The path to write to in the block: a file of this process, which takes the place of `path` at the end.
 
-    Where the block raises, or the disk is full, what stood at `path` stays, and nothing is left beside it.
+    Where the block raises, or the disk is full, what stood at `path` stays, and nothing is left beside it. What a
+    process that was killed has left in the folder goes.
     Raises: CourseError in one sentence where the file cannot be written.
     """
-    part = path.with_name(f".{os.getpid()}-{path.name}")
+    part = path.with_name(f".{os.getpid()}-{MACHINE}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_parts(path.parent, ended)
         yield part
         part.replace(path)
     except OSError as problem:
@@ -39,10 +46,46 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink()
 
 
+def remove_parts(folder: Path, of: Callable[[int], bool]) -> None:
+    """Delete the unfinished files of this machine's processes `of` which (by their number) that is true."""
+    for part in folder.glob(f".*-{MACHINE}-*"):
+        number = part.name[1:].split("-")[0]
+        if number.isdecimal() and of(int(number)):
+            part.unlink(missing_ok=True)
+
+
+def ended(process: int) -> bool:
+    """Whether no process of this number is alive on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):  # another user's; no number of a process
+        pass
+    return False
+
+
 def write(path: Path, text: str) -> None:
     """Write a text as UTF-8, as `replacing` does, with its line ends as they are."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def lock(path: Path) -> TextIO | None:
+    """A lock by this name, or None where another process of this machine has it.
+
+    It is given back when the file that comes is closed, or the process ends in whatever way. The file at `path` stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:  # a disk of the network without locks
+        pass
+    return file
 
 
 def unwritten(path: Path, problem: OSError) -> str:

@@ -4,6 +4,7 @@ import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -104,20 +105,59 @@ def test_two_programs_write_two_files(build):
     assert (build / "a").read_text() == "a" and list(build.iterdir()) == [build / "a"]
 
 
-# In place: a user's own notebook, a build's log, a lock, a note that is remade where it is damaged.
+def test_what_a_killed_process_has_left_goes_with_the_next_write(build):
+    """A real process, killed while it writes; the unfinished file of one that lives stays, and a student's file."""
+    code = "import sys; from pathlib import Path; from shared import files\n"
+    code += "with files.replacing(Path(sys.argv[1])) as part: part.write_text('half'); print(part, flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    killed, living = (subprocess.Popen([sys.executable, "-c", code, build / name], **pipes) for name in ("a", "b"))
+    parts = [Path(process.stdout.readline().strip()) for process in (killed, living)]
+    killed.kill()
+    killed.wait()
+    files.write(mine := build / f".notes-{files.MACHINE}-of-mine", "mine")
+    assert [part.exists() for part in (*parts, mine)] == [False, True, True]
+    living.communicate("\n")
+    assert sorted(path.name for path in build.iterdir()) == sorted([mine.name, "b"])
+
+
+def test_a_lock_is_held_by_one_process_and_freed_by_its_end(build):
+    code = "import sys; from pathlib import Path; from shared import files\n"
+    code += "held = files.lock(Path(sys.argv[1])); print(bool(held), flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", code, build / "lock"], **pipes)
+    assert other.stdout.readline() == "True\n" and files.lock(build / "lock") is None
+    other.kill()
+    other.communicate()
+    held = files.lock(build / "lock")
+    assert held and files.lock(build / "lock") is None
+    held.close()
+    files.lock(build / "lock").close()
+
+
+# What is written in place, and why.
 ELSEWHERE = {
-    "shared/files.py",
-    "shared/machine/meters.py",
-    "shared/notebooks/launch.py",
-    "scripts/lab.py",
-    "scripts/kernels/build.py",
+    "shared/files.py": "the one place, and the file of a lock, which has no content",
+    "shared/hub/fetch.py": "a list of checked files that grows line by line",
+    "scripts/kernels/build.py": "the log of a build, which grows",
+    "shared/notebooks/launch.py": "os.devnull",
+    "shared/machine/meters.py": "a switch of the system under /proc",
+    "scripts/rehearsal/models.py": "stand-ins, made anew by each rehearsal",
+    "scripts/rehearsal/tokenizers.py": "stand-ins, made anew by each rehearsal",
 }
+WRITES = re.compile(
+    r"\.write_(?:text|bytes)\(|open\([^)\n]*[\"'][wax]|nbformat\.write\((?!.*, part\))|\.to_csv\((?!part)"
+)
 
 
 def test_every_other_writer_of_the_course_uses_it():
-    found = set()
-    for path in [*files.ROOT.glob("shared/**/*.py"), *files.ROOT.glob("scripts/**/*.py")]:
-        source = path.read_text(encoding="utf-8")
-        if re.search(r"\.write_text\(|\.write_bytes\(|open\([^)]*[\"']w|nbformat\.write\(", source):
-            found.add(str(path.relative_to(files.ROOT)))
-    assert found - ELSEWHERE <= {"shared/notebooks/run.py", "shared/notebooks/__main__.py"}
+    folders = ("shared", "scripts", "data", "labs/solutions")
+    sources = [path for folder in folders for path in (files.ROOT / folder).rglob("*.py")]
+    writers = {path for path in sources if WRITES.search(path.read_text(encoding="utf-8"))}
+    assert {str(path.relative_to(files.ROOT)) for path in writers} == set(ELSEWHERE)
+    cells = [cell.source for lab in notebooks.labs() for cell in notebooks.read(lab).cells if cell.cell_type == "code"]
+    assert [source for source in cells if WRITES.search(source)] == []
+
+
+def test_the_search_for_writers_finds_each_way():
+    for way in ("path.write_text(x)", "open(path, 'w')", 'path.open("wb")', "nbformat.write(nb, path)", "f.to_csv(x)"):
+        assert WRITES.search(way), way

@@ -1,6 +1,8 @@
 """The shipped instructions and bases hold what the lab says of them, and training and measuring are right."""
 
 import json
+import os
+import subprocess
 import sys
 from functools import partial
 
@@ -216,6 +218,27 @@ def test_other_settings_or_processes_have_other_checkpoints(monkeypatch):
     assert one == finetune.checkpoints("mamba", [200, "tiny"]) != finetune.checkpoints("mamba", [100, "tiny"])
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert one != finetune.checkpoints("mamba", [200, "tiny"])
+
+
+def test_two_processes_that_train_the_same_have_folders_of_their_own(tmp_path):
+    """The second takes one beside; a killed one leaves its folder to the next, and a cell that runs twice its own."""
+    code = "import sys; from shared import finetune\n"
+    code += "for _ in range(2): print(finetune.checkpoints('mamba', [1]).name, flush=True)\ninput()"
+    environment = {**os.environ, "COURSE_BUILD": str(tmp_path)}
+    environment.pop("WORLD_SIZE", None)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    started, found = [], []
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=files.ROOT, env=environment, **pipes)
+        found.append((process.stdout.readline().strip(), process.stdout.readline().strip()))
+        if len(started) == 1:  # the second one dies
+            process.kill()
+            process.communicate()
+        started.append(process)
+    first = found[0][0]
+    assert found == [(first, first), (f"{first}-2",) * 2, (f"{first}-2",) * 2]
+    started[0].communicate("\n")
+    started[2].communicate("\n")
 
 
 def test_a_training_of_other_rows_or_other_adapters_has_other_checkpoints():

@@ -16,7 +16,7 @@ import pytest
 
 from shared import files, notebooks
 from shared.kits import finetune
-from shared.notebooks import launch
+from shared.notebooks import commands, launch
 
 COMMAND = [sys.executable, "-m", "shared.notebooks.launch", "--lab", "2.4.6"]
 BUILD = files.BUILD / "test-launch"  # its own: another worker may be running the same lab
@@ -150,6 +150,29 @@ def test_what_cannot_be_run_is_one_sentence(lab, scale, said, capsys):
     assert launch.main(["--lab", lab, "--scale", scale, "--nodes", "2"]) == 1
     errors = capsys.readouterr().err
     assert said in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--nodes=1000"], f"at most {commands.AT_ONCE}, or name the first of several machines"),
+        (["--nodes=2", f"--head={'x' * 300}"], "is no machine that is known here"),
+    ],
+)
+def test_machines_that_are_too_many_or_unknown_are_one_sentence(arguments, said, capsys):
+    assert launch.main(["--lab=2.4.6", *arguments]) == 1
+    errors = capsys.readouterr().err
+    assert said in errors and errors.count("\n") == 1
+
+
+def test_a_second_launch_in_the_same_folder_is_one_sentence_while_the_first_one_lives(capsys, monkeypatch, tmp_path):
+    """The file alone, which a launch that was killed leaves, hinders nobody."""
+    monkeypatch.setattr(launch, "FOLDER", tmp_path)
+    held = commands.alone("make run NODES=", tmp_path)
+    assert launch.main(["--lab=2.4.6", "--nodes=2"]) == 1
+    assert "Another `make run NODES=` is at work" in capsys.readouterr().err
+    held.close()
+    commands.alone("make run NODES=", tmp_path).close()
 
 
 # ---- a mixture that does not fit one machine -----------------------------------------------------------------------

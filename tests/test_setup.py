@@ -5,6 +5,7 @@ there as an empty package, so that a whole set-up takes seconds and needs no net
 """
 
 import base64
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -19,6 +20,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared import files
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -571,6 +576,129 @@ def test_update_brings_the_new_lab_and_keeps_the_students_beside_it(course_and_s
     assert len(list((student / "labs").glob("my-*"))) == 1
 
 
+def test_a_second_update_in_the_same_second_keeps_both_versions(course_and_student):
+    course, student = course_and_student
+    executable(student.parent / "bin" / "date", "echo 20260101-120000")
+    path = f"{student.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    for number in (1, 2, 3):
+        (student / "labs" / "lab-1.ipynb").write_text(f"my answers {number}\n")
+        result = subprocess.run(
+            ["sh", "scripts/update.sh"], cwd=student, capture_output=True, text=True, env={**os.environ, "PATH": path}
+        )
+        assert result.returncode == 0, result.stderr
+        edition(course, {"labs/lab-1.ipynb": f"edition {number + 2}\n"})
+    kept = {file.read_text() for file in (student / "labs").glob("my-*.ipynb")}
+    assert kept == {f"my answers {number}\n" for number in (1, 2, 3)}
+
+
+def test_two_labs_of_one_name_in_two_folders_are_both_kept(course_and_student):
+    course, student = course_and_student
+    edition(course, {"labs/more/lab-1.ipynb": "first edition\n"})
+    assert update(student).returncode == 0
+    edition(course, {"labs/more/lab-1.ipynb": "second edition\n", "labs/lab-1.ipynb": "third edition\n"})
+    for name in ("lab-1.ipynb", "more/lab-1.ipynb"):
+        (student / "labs" / name).write_text(f"my {name}\n")
+    assert update(student).returncode == 0
+    assert {file.read_text() for file in (student / "labs").glob("my-*")} == {
+        "my lab-1.ipynb\n",
+        "my more/lab-1.ipynb\n",
+    }
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="this system has no flock")
+def test_an_update_beside_another_one_changes_nothing(course_and_student):
+    _, student = course_and_student
+    (student / "labs" / "lab-1.ipynb").write_text("my answers\n")
+    held = files.lock(student / ".git" / "update.lock")
+    assert refused(student).startswith("another update is at work")
+    held.close()
+    assert update(student).returncode == 0
+
+
+# What a student and the course may do between two updates, as (who, what, which file).
+FILES = ("labs/lab-1.ipynb", "labs/lab-2.ipynb", "labs/é 3.ipynb", "labs/sub/lab-1.ipynb", "notes.txt", "sub/deep.txt")
+DEEDS = st.lists(
+    st.tuples(
+        st.sampled_from(("student", "course")),
+        st.sampled_from(("write", "delete", "rename", "stage", "folder", "mode", "link", "update")),
+        st.sampled_from(FILES),
+        st.sampled_from(FILES),
+    ),
+    min_size=2,
+    max_size=7,
+)
+
+
+def deed(folder: Path, what: str, name: str, other: str, text: str) -> None:
+    """One of `DEEDS` in a clone; where there is nothing to do it to, nothing."""
+    file, target = folder / name, folder / other
+    with contextlib.suppress(OSError):  # such as a file where a folder would be
+        if what == "folder":  # where a file was or will be
+            file.unlink(missing_ok=True)
+            (file / "inside.txt").parent.mkdir(parents=True)
+            (file / "inside.txt").write_text(text)
+        elif what == "link":
+            file.unlink(missing_ok=True)
+            file.symlink_to("elsewhere.txt")
+        elif what == "write":
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        elif what == "delete":
+            file.unlink()
+        elif what == "rename" and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(target)
+        elif what == "mode":
+            file.chmod(0o755)
+
+
+@settings(max_examples=15)
+@given(DEEDS)
+def test_whatever_both_did_an_update_is_whole_or_nothing_and_loses_no_text(tmp_path_factory, deeds):
+    folder = tmp_path_factory.mktemp("update")
+    course, student = folder / "course", folder / "student"
+    (course / "labs").mkdir(parents=True)
+    (course / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "update.sh", course / "scripts")
+    for name in (*FILES[:2], "notes.txt"):
+        (course / name).write_text(f"first edition of {name}\n")
+    git(course, "init", "--quiet", "--initial-branch=main")
+    edition(course, {})
+    git(folder, "clone", "--quiet", str(course), str(student))
+    written = set()
+    for number, (who, what, name, other) in enumerate([*deeds, ("student", "update", "", "")]):
+        text = f"{who} {number}\n"
+        if what == "update":
+            checked_update(course, student, written)
+        elif who == "course":
+            deed(course, what, name, other, text)
+            edition(course, {})
+        elif what == "stage":
+            git(student, "add", "--all")
+        else:
+            before = texts(student)
+            deed(student, what, name, other, text)
+            written = written & texts(student) | {text for text in texts(student) - before}
+
+
+def texts(folder: Path) -> set[str]:
+    """The content of every file of a clone."""
+    files = [path for path in folder.rglob("*") if ".git" not in path.parts and path.is_file()]
+    return {file.read_text() for file in files if not file.is_symlink()}
+
+
+def checked_update(course: Path, student: Path, written: set[str]) -> None:
+    """An update, which must keep every text of the student's, and be whole or leave everything as it was."""
+    before = snapshot(student) | {"index": git(student, "status", "--porcelain").encode()}
+    result = update(student)
+    assert written <= texts(student), (result.stdout, result.stderr)
+    if result.returncode:
+        assert snapshot(student) | {"index": git(student, "status", "--porcelain").encode()} == before
+        assert result.stderr.count("Update stopped") == 1
+    else:
+        assert git(student, "rev-parse", "HEAD") == git(course, "rev-parse", "HEAD")
+
+
 def test_update_that_would_overwrite_another_file_changes_nothing(course_and_student):
     _, student = course_and_student
     (student / "labs" / "lab-1.ipynb").write_text("my answers\n")
@@ -624,7 +752,7 @@ def edition(course: Path, changes: dict[str, str | None]) -> None:
         else:
             (course / name).write_text(text)
     git(course, "add", "--all", "--force")
-    git(course, "commit", "--quiet", "--message=Next edition")
+    git(course, "commit", "--quiet", "--allow-empty", "--message=Next edition")
 
 
 @pytest.mark.parametrize(

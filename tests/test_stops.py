@@ -171,7 +171,7 @@ def start(*arguments: str) -> subprocess.CompletedProcess:
 def test_a_port_that_is_none_is_one_sentence(port):
     done = start(f"--port={port}")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == f"PORT={port} is no port; choose a number from 1 to 65535: make lab PORT=8889\n"
+    assert done.stderr == f"PORT={port} is no whole number from 1 to 65535.\n"
 
 
 def test_a_port_that_is_taken_is_one_sentence_with_a_port_that_is_free():
@@ -187,7 +187,7 @@ def test_a_port_that_is_taken_is_one_sentence_with_a_port_that_is_free():
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [
-        ("--browser=maybe", "BROWSER=maybe is unknown; it is yes or no."),
+        ("--browser=maybe", "BROWSER=maybe is unknown; it is one of yes, no."),
         ("--lab=2.4", "There is no lab 2.4 in labs; a bare `make lab` opens the first one."),
         ("--lab=*", "There is no lab * in labs; a bare `make lab` opens the first one."),
     ],

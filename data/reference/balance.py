@@ -18,6 +18,7 @@ thing: the router does not learn (`frozen`), or each token goes to one expert, w
 """
 
 import math
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from shared import data, files, notebooks, results
 from shared.kits import moe
+from shared.notebooks import commands
 
 PARTS, OUT = files.BUILD / "balance", Path(__file__).with_name("balance.json")
 SEEDS = (0, 1, 2)
@@ -83,7 +85,9 @@ def run(variant: str, seed: int, steps: int, size: int, weight: float, u: float)
     }
 
 
+@commands.program("Interrupted: the runs that have ended are kept, and the same command goes on.")
 def main() -> None:
+    held = commands.alone("make balance", PARTS)  # noqa: F841  until the program ends
     torch.set_num_threads(1)
     parts = {
         (variant, seed): keep(PARTS / f"{variant}-{seed}.json", SETTINGS, partial(run, variant, seed, **SETTINGS))
@@ -101,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

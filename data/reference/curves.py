@@ -25,6 +25,7 @@ the same width with about as many parameters.
 
 import shutil
 import statistics
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from transformers.utils import logging
 from shared import files, models, results
 from shared.files import BUILD
 from shared.kits import tasks
+from shared.notebooks import commands
 
 PARTS, OUT = BUILD / "curves", Path(__file__).with_name("curves.json")
 SEEDS = (0, 1, 2)
@@ -214,7 +216,9 @@ def collected(parts: dict[tuple, dict]) -> dict:
     }
 
 
+@commands.program("Interrupted: the runs that have ended are kept, and the same command goes on.")
 def main() -> None:
+    held = commands.alone("make curves", PARTS)  # noqa: F841  until the program ends
     torch.set_num_threads(1)
     logging.set_verbosity_error()  # the note that the slow reference scan runs, which it does not
     logging.disable_progress_bar()
@@ -233,4 +237,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

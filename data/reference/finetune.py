@@ -21,6 +21,7 @@ import itertools
 import json
 import random
 import shutil
+import sys
 import zlib
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ from transformers.utils import logging
 
 from shared import files, notebooks, results
 from shared.kits import finetune
+from shared.notebooks import commands
 from shared.scan import in_transformers
 
 HERE = Path(__file__).resolve().parent
@@ -98,7 +100,7 @@ def write_instructions() -> None:
             for skill, count in counts.items()
             for number in range(count)
         ]
-        (finetune.INSTRUCT / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        files.write(finetune.INSTRUCT / f"{split}.jsonl", "\n".join(lines) + "\n")
 
 
 def write_tokenizer() -> PreTrainedTokenizerFast:
@@ -273,7 +275,9 @@ def collected(bases: dict, runs: dict) -> dict:
     }
 
 
+@commands.program("Interrupted: the runs that have ended are kept, and the same command goes on.")
 def main() -> None:
+    held = commands.alone("make finetune", PARTS)  # noqa: F841  until the program ends
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     logging.set_verbosity_error()
@@ -299,4 +303,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,9 +20,8 @@ The file holds, by scale,
     rows       one list per point
 """
 
-import argparse
-import fcntl
 import json
+import math
 import os
 import subprocess
 import sys
@@ -35,8 +34,9 @@ from parts import compact, keep, kept
 from points import SETTINGS, Bench, plan
 
 from shared import files, reference, results, timing
-from shared.errors import CourseError
+from shared.errors import BadInput, CourseError
 from shared.machine import kernels, pool
+from shared.notebooks import commands
 
 
 def file_of(scale: str, part: str, point: dict) -> Path:
@@ -75,7 +75,7 @@ def measure(scale: str, part: str, until: float) -> None:
             result = keep(file, settings_of(point), partial(once, running, bench, point, done.get(kind)))["result"]
         except CourseError as error:  # said, but not kept as a result: the next call tries again
             print(f"{file.stem}: {error}", flush=True)
-            file.with_suffix(".refused").write_text(str(error))
+            files.write(file.with_suffix(".refused"), str(error))
             continue
         if result["status"] == "ok":
             done[kind] = point | result
@@ -120,19 +120,6 @@ def shortened(value):
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def locked():
-    """A file that one call holds at a time, with the process that measures for it; None where another one does."""
-    file = files.BUILD / "reference" / "lock"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file = file.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
 def call(command: list, env: dict[str, str], lock) -> int:
     """The exit status of a command, which gets the time to clean up where Ctrl-C ends both."""
     process = subprocess.Popen(command, env=env, pass_fds=[lock.fileno()])
@@ -142,27 +129,26 @@ def call(command: list, env: dict[str, str], lock) -> int:
         process.wait()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", default="full", choices=tuple(SETTINGS))
+@commands.program("Interrupted: the same command goes on.")
+def main(arguments: list[str] | None = None) -> int:
+    parser = commands.Parser(__doc__)
+    parser.add_argument("--scale", default="full", type=commands.one_of("SCALE", SETTINGS), help=" or ".join(SETTINGS))
     parser.add_argument("--part", help="default: all")
-    parser.add_argument("--minutes", type=float, default=float("inf"))
-    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)  # in the process of one part
-    options = parser.parse_args()
+    parser.add_argument("--minutes", type=commands.positive("MINUTES"), default=math.inf)
+    parser.add_argument("--until", type=float, help="of the process of one part, in seconds of time.time")
+    options = parser.parse_args(arguments)
     if options.until:
         measure(options.scale, options.part, options.until)
         return 0
     on_gpu = pool.pick_device().type == "cuda"
     if options.scale == "full" and not on_gpu:
-        print("Scale full needs an NVIDIA GPU, and PyTorch sees none: `make reference SCALE=tiny` measures this CPU.")
-        return 1
+        raise BadInput(
+            "Scale full needs an NVIDIA GPU, and PyTorch sees none: `make reference SCALE=tiny` measures this CPU."
+        )
     parts = plan(options.scale, on_gpu)
     if options.part and options.part not in parts:
-        print(f"There is no part {options.part!r}; the parts are {', '.join(parts)}.")
-        return 1
-    if not (lock := locked()):
-        print("Another `make reference` is measuring: wait until it ends.")
-        return 1
+        raise BadInput(f"There is no part {options.part!r}; the parts are {', '.join(parts)}.")
+    lock = commands.alone("make reference", files.BUILD / "reference")
     until, failed = time.time() + 60 * options.minutes, []
     for part in [options.part] if options.part else parts:
         print(f"-- {part}", flush=True)
@@ -170,8 +156,8 @@ def main() -> int:
         command = [sys.executable, __file__, "--scale", options.scale, "--part", part, "--until", str(until)]
         before = None
         while call(command, {**os.environ, **off}, lock):
-            files = [file_of(options.scale, part, point).with_suffix(".running") for point in parts[part]]
-            killed = [file for file in files if file.exists()]
+            marks = [file_of(options.scale, part, point).with_suffix(".running") for point in parts[part]]
+            killed = [mark for mark in marks if mark.exists()]
             if not killed or killed == before:  # an error of its own, with a traceback
                 failed.append(part)
                 break
@@ -183,8 +169,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("Interrupted: the same command goes on.", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main())

@@ -8,7 +8,6 @@ A model is trained, saved and measured in a folder of its own and moved into pla
 leaves whole checkpoints only, and a second run starts cleanly.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -18,6 +17,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
+
+from shared import files
+from shared.notebooks import commands
 
 HERE = Path(__file__).resolve().parent
 SLOWEST_FIRST = ("mamba", "jamba", "olmoe-collapsed", "transformer", "deepseek-moe", "olmoe")
@@ -75,7 +77,7 @@ def train_one(name: str, out: Path, steps: int, slot: int) -> None:
         "loss_curve_nats_per_token": trained.curve[:: max(1, len(trained.curve) // 80)],
         **claims.measure(folder, tokenizer, train.documents("heldout", out / "text"), claims.DomainClassifier(texts)),
     }
-    (out / f".building-{name}.json").write_text(json.dumps(entry))
+    files.write(out / f".building-{name}.json", json.dumps(entry))
     replace(folder, out / name)
 
 
@@ -113,9 +115,7 @@ def report(out: Path, entries: dict) -> None:
         "trigram_bits_per_byte": claims.rounded(claims.bits_per_byte(trigram, texts["heldout"])),
         "models": {name: models[name] for name in train.RECIPES if name in models},
     }
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    files.write(path, json.dumps(content, indent=1) + "\n")
 
 
 def table(out: Path) -> str:
@@ -129,21 +129,22 @@ def table(out: Path) -> str:
     return "\n".join([*lines, f"{'trigram':16} {'':10} {'':8} {baseline:10.3f}"])
 
 
-def main() -> None:
+@commands.program("Interrupted: the models that are finished are in place.")
+def main(arguments: list[str] | None = None) -> None:
     sys.path.insert(0, str(HERE))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=SLOWEST_FIRST, nargs="+", metavar="MODEL", help="train these models only")
-    parser.add_argument("--steps", type=int, help="optimisation steps (default: those of the shipped models)")
+    parser = commands.Parser(__doc__)
+    model, steps = commands.one_of("--only", SLOWEST_FIRST), commands.whole("--steps")
+    parser.add_argument("--only", type=model, nargs="+", metavar="MODEL", help="train these models only")
+    parser.add_argument("--steps", type=steps, help="optimisation steps (default: those of the shipped models)")
     parser.add_argument("--out", type=Path, default=HERE, help="where the results go (default: data/tiny)")
-    parser.add_argument("--slot", type=int, help=argparse.SUPPRESS)  # set in the processes that train
-    arguments = parser.parse_args()
+    parser.add_argument("--slot", type=int, help="of the progress bar, in a process that trains one model")
+    arguments = parser.parse_args(arguments)
     out, only = arguments.out.resolve(), arguments.only
-    if arguments.steps is not None and arguments.steps < 1:
-        parser.error(f"--steps is {arguments.steps}; it must be 1 or more.")
     if arguments.slot is not None:
         train_one(only[0], out, arguments.steps, arguments.slot)
         return
 
+    held = commands.alone("make tiny", files.BUILD / "tiny" if out == HERE else out)  # noqa: F841  until the program ends
     import train
 
     steps = arguments.steps or train.STEPS
@@ -179,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

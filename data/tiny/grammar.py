@@ -11,6 +11,8 @@ from pathlib import Path
 
 from grammars import code, creative, logic, long_story, mathematics, science, summary, translation
 
+from shared import files
+
 DOMAINS = {
     "code": code,
     "mathematics": mathematics,
@@ -74,10 +76,9 @@ def long_text() -> str:
 def write(folder: str | Path = FOLDER) -> None:
     """Write train/, heldout/ and long.txt below `folder`."""
     for split in BYTES:
-        (Path(folder) / split).mkdir(parents=True, exist_ok=True)
         for domain, text in corpus(split).items():
-            (Path(folder) / split / f"{domain}.txt").write_text(text, encoding="utf-8", newline="\n")
-    (Path(folder) / "long.txt").write_text(long_text(), encoding="utf-8", newline="\n")
+            files.write(Path(folder) / split / f"{domain}.txt", text)
+    files.write(Path(folder) / "long.txt", long_text())
 
 
 if __name__ == "__main__":

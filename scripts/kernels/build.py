@@ -6,9 +6,7 @@ interrupts the work before leaves a course without kernels, and the next call go
 takes all of it away.
 """
 
-import argparse
 import datetime
-import fcntl
 import json
 import os
 import platform
@@ -25,8 +23,10 @@ from pathlib import Path
 
 from toolchain import Stop, architecture, check_compiler, check_disk, check_gpu, find_toolkit, jobs
 
+from shared import files
 from shared.files import BUILD, ROOT
 from shared.machine import kernels, pool
+from shared.notebooks import commands
 
 HOME = Path(sys.prefix) / "kernels"
 INSTALLED = HOME / "installed"  # what the .pth names
@@ -85,7 +85,7 @@ def only_this_architecture(setup: Path) -> None:
     text, count = re.subn(r'cc_flag\.append\("(?:-gencode|arch=[^"]*)"\)', "pass", setup.read_text())
     if not count and "compute_" in text:
         raise Stop(f"{setup} lists its architectures in a way that is not known here: this version was never tried.")
-    setup.write_text(text)
+    files.write(setup, text)
 
 
 def check_others() -> None:
@@ -170,9 +170,7 @@ def install(trial: Path) -> None:
     PTH.unlink(missing_ok=True)
     shutil.rmtree(INSTALLED, ignore_errors=True)
     trial.rename(INSTALLED)
-    part = PTH.with_suffix(".part")
-    part.write_text(f"{INSTALLED}\n")
-    part.rename(PTH)
+    files.write(PTH, f"{INSTALLED}\n")
 
 
 def build() -> None:
@@ -195,7 +193,7 @@ def build() -> None:
         if not (note := HOME / "for.json").exists() or json.loads(note.read_text()) != made:
             for part in ("src", "wheels"):  # made for something else
                 shutil.rmtree(HOME / part, ignore_errors=True)
-            note.write_text(json.dumps(made))
+            files.write(note, json.dumps(made))
         LOG.unlink(missing_ok=True)
         print(f"Building {' and '.join(SOURCES[:2])} for {torch.cuda.get_device_name()} (log: {LOG})", flush=True)
         shutil.rmtree(trial := HOME / "trial", ignore_errors=True)
@@ -210,7 +208,7 @@ def build() -> None:
             "gpu": torch.cuda.get_device_name(),
             "checks": checks,
         }
-        (trial / RECORD.name).write_text(json.dumps(record, indent=1))
+        files.write(trial / RECORD.name, json.dumps(record, indent=1))
         install(trial)
         for part in ("src", "tools"):
             shutil.rmtree(HOME / part, ignore_errors=True)
@@ -220,13 +218,10 @@ def build() -> None:
 def lock():
     """Two builds at once would overwrite each other."""
     HOME.mkdir(parents=True, exist_ok=True)
-    file = (HOME.parent / "kernels.lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise Stop("another `make kernels` is at work in this folder: wait until it ends.") from None
-    return file
+    held = files.lock(HOME.parent / "kernels.lock")
+    if not held:
+        raise Stop("another `make kernels` is at work in this folder: wait until it ends.")
+    return held
 
 
 def remove() -> None:
@@ -239,8 +234,9 @@ def remove() -> None:
     print("The kernels are removed." if there else "There are no kernels of `make kernels` here.")
 
 
+@commands.program("Interrupted: nothing was installed, and `make kernels` goes on from here.")
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = commands.Parser(__doc__)
     parser.add_argument("command", choices=("build", "remove"))
     command = parser.parse_args(arguments).command
     try:
@@ -248,9 +244,6 @@ def main(arguments: list[str] | None = None) -> int:
     except Stop as stop:
         print(f"No kernels: {stop}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("Interrupted: nothing was installed, and `make kernels` goes on from here.", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -7,6 +7,7 @@ training example of any skill.
 
 import ctypes
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import nn
@@ -228,14 +230,27 @@ class StopAfter(TrainerCallback):
             raise KeyboardInterrupt
 
 
+held: dict[Path, TextIO] = {}  # the folders of this process's trainings, with their locks
+
+
 def checkpoints(name: str, settings: object) -> Path:
     """The folder for checkpoints of one training: what the same one left, with as many processes, is still in it.
+
+    While another process of this machine trains there, a folder beside it. Several processes of one training share it
+    (`shared.launch` starts one training at a time).
 
     settings: all that the training is made of, its rows and its adapters' configs too: with others it is another one.
     """
     made_of = [settings, os.environ.get("WORLD_SIZE", "1")]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=_plain).encode()).hexdigest()[:8]
-    return files.BUILD / "finetune" / f"{name}-{key}"
+    if "WORLD_SIZE" in os.environ:
+        return files.BUILD / "finetune" / f"{name}-{key}"
+    for number in itertools.count(1):
+        folder = files.BUILD / "finetune" / (f"{name}-{key}" if number == 1 else f"{name}-{key}-{number}")
+        if folder not in held and (lock := files.lock(files.BUILD / "finetune" / ".locks" / folder.name)):
+            held[folder] = lock
+        if folder in held:
+            return folder
 
 
 def _plain(value: object) -> object:
@@ -269,6 +284,8 @@ def finish(trainer: Trainer) -> None:
     """Delete the checkpoints of a training that has ended: the next one begins anew."""
     if trainer.is_local_process_zero():
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+    if lock := held.pop(Path(trainer.args.output_dir), None):
+        lock.close()
 
 
 def curves(trainer: Trainer) -> dict[str, list[tuple[int, float]]]:

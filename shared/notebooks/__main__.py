@@ -1,12 +1,12 @@
 """What the Makefile calls: `python -m shared.notebooks run|render|solve --help`."""
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
 from shared import files
-from shared.errors import CourseError
+from shared.errors import BadInput
+from shared.notebooks import commands
 from shared.notebooks.pages import index, render, table
 from shared.notebooks.run import Run, execute_apart
 from shared.notebooks.source import check_scale, labs, solve
@@ -27,33 +27,24 @@ def run(lab: str | None = None, scale: str = "tiny") -> list[Run]:
     return runs
 
 
+@commands.program("Stopped: the lab that was running has left no page; earlier pages stay.")
 def main(arguments: list[str] | None = None) -> int:
     """`run` and `render` execute solved labs into build/; `solve` writes one solved, unexecuted notebook."""
-    parser = argparse.ArgumentParser(prog="python -m shared.notebooks", description=main.__doc__)
+    parser = commands.Parser(main.__doc__, prog="python -m shared.notebooks")
     parser.add_argument("command", choices=("run", "render", "solve"))
     parser.add_argument("--lab", help="one lab, such as 2.4.1 (default: all)")
     parser.add_argument("--scale", default="tiny", help="tiny or full")
     parser.add_argument("--out", type=Path, help="solve: where to write the notebook")
     options = parser.parse_args(arguments)
-    try:
-        if options.command == "solve":
-            import nbformat
+    if options.command == "solve":
+        import nbformat
 
-            if not options.lab or not options.out:
-                raise ValueError("`solve` needs --lab, such as 2.4.1, and --out, the notebook to write.")
-            with files.replacing(options.out) as part:
-                nbformat.write(solve(options.lab), part)
-            return 0
-        runs = run(options.lab, options.scale)
-    except (ValueError, CourseError) as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    except OSError as problem:
-        print(files.unwritten(files.BUILD, problem) if problem.errno in files.FULL else problem, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped: the lab that was running has left no page; earlier pages stay.", file=sys.stderr)
-        return 130
+        if not options.lab or not options.out:
+            raise BadInput("`solve` needs --lab, such as 2.4.1, and --out, the notebook to write.")
+        with files.replacing(options.out) as part:
+            nbformat.write(solve(options.lab), part)
+        return 0
+    runs = run(options.lab, options.scale)
     if options.command == "run":
         print(table(runs))
     else:

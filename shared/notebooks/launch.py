@@ -5,16 +5,18 @@ starts once per process. Trainer sees the others and shares each batch among the
 file ends where the results are written: what the lab looks at afterwards needs one machine.
 """
 
-import argparse
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import traceback
 from pathlib import Path
 
 from shared import files, notebooks
-from shared.errors import CourseError
+from shared.errors import BadInput, CourseError
+from shared.notebooks import commands
 
 FOLDER = files.BUILD / "launch"
 LAST = {"2.4.6": "results"}  # lab -> the cell at which the file ends
@@ -24,15 +26,15 @@ PORT = 29500
 def export(lab: str, scale: str = "tiny") -> Path:
     """Write the solved lab as a Python file, up to its results, and return its path.
 
-    Raises: ValueError in one sentence where the lab or the scale is unknown, or the lab does not train.
+    Raises: BadInput in one sentence where the lab or the scale is unknown, or the lab does not train.
     """
     notebooks.check_scale(scale)
     notebook = notebooks.solve(lab)
     if lab not in LAST:
-        raise ValueError(f"NODES is for a lab that trains in several processes: {', '.join(LAST)}, not {lab}.")
+        raise BadInput(f"NODES is for a lab that trains in several processes: {', '.join(LAST)}, not {lab}.")
     if LAST[lab] not in {cell.id for cell in notebook.cells}:
         path = notebooks.path_of(lab)
-        raise ValueError(
+        raise BadInput(
             f"{path.name} has no cell `{LAST[lab]}`, where the training ends: keep your file under another name, then "
             f"take the course's own again: {notebooks.remedy(path)}"
         )
@@ -61,7 +63,7 @@ def worker() -> None:
     if rank := int(os.environ.get("RANK", 0)):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lives
     if "COURSE_LAUNCH" in os.environ:
-        sys.excepthook = lambda *error: _log(rank).write_text("".join(traceback.format_exception(*error)))
+        sys.excepthook = lambda *error: files.write(_log(rank), "".join(traceback.format_exception(*error)))
 
 
 def _log(rank: int) -> Path:
@@ -72,8 +74,39 @@ def _log(rank: int) -> Path:
 def launch(lab: str, scale: str, nodes: int, head: str = "") -> None:
     """Train in `nodes` processes, on this machine or, with the name of the first machine in `head`, one on each.
 
-    Raises: RuntimeError in one sentence when a process ends early; the others are then stopped.
+    Raises: BadInput for what cannot be started. CourseError in one sentence where another launch is at work here, and
+        when a process ends early; the others are then stopped.
     """
+    script = export(lab, scale)
+    if head:
+        _check_head(head)
+    elif nodes > commands.AT_ONCE:
+        raise BadInput(
+            f"NODES={nodes} processes are too many for this machine, which has {os.cpu_count()} cores: give at most "
+            f"{commands.AT_ONCE}, or name the first of several machines with HEAD=."
+        )
+    # Several machines may share this folder, and each has a part in the same launch.
+    held = None if head else commands.alone("make run NODES=", FOLDER)
+    try:
+        _start(script, lab, nodes, head)
+    finally:
+        if held:
+            held.close()
+
+
+def _check_head(head: str) -> None:
+    """Raise BadInput for a machine that has no address."""
+    known = re.fullmatch(r"[\w:][\w.:-]*", head) is not None  # else it need not be asked for, which may take a while
+    try:
+        known = known and socket.getaddrinfo(head, PORT)
+    except (OSError, UnicodeError):
+        known = False
+    if not known:
+        raise BadInput(f"HEAD={head} is no machine that is known here: give the first one's name or address.")
+
+
+def _start(script: Path, lab: str, nodes: int, head: str) -> None:
+    """What torchrun does on the command line, with a sentence for what it raises."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings about a lost process are a page long too
     import torch.distributed
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -84,7 +117,6 @@ def launch(lab: str, scale: str, nodes: int, head: str = "") -> None:
     if head:
         where = [f"--nnodes={nodes}", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-id={lab}"]
         where.append(f"--rdzv-endpoint={head}:{PORT}")
-    script = export(lab, scale)
     for old in FOLDER.glob("process-*.log"):
         old.unlink()
     os.environ["COURSE_LAUNCH"] = "1"
@@ -92,9 +124,9 @@ def launch(lab: str, scale: str, nodes: int, head: str = "") -> None:
     try:
         run(parse_args([*where, "--max-restarts=0", str(script)]))
     except ChildFailedError as failed:
-        raise RuntimeError(_sentence(failed.failures, nodes)) from None
+        raise CourseError(_sentence(failed.failures, nodes)) from None
     except (RendezvousError, torch.distributed.DistError) as lost:
-        raise RuntimeError(
+        raise CourseError(
             f"The connection to the other machines was lost ({type(lost).__name__}): start the same command on each "
             f"of them, with HEAD={head or 'the first one'}. A training goes on from its last checkpoint."
         ) from None
@@ -120,19 +152,18 @@ def _sentence(failures: dict, nodes: int) -> str:
     )
 
 
+@commands.program()
 def main(arguments: list[str] | None = None) -> int:
     """Train a lab in several processes."""
-    parser = argparse.ArgumentParser(prog="python -m shared.notebooks.launch", description=main.__doc__)
+    parser = commands.Parser(main.__doc__, prog="python -m shared.notebooks.launch")
     parser.add_argument("--lab", required=True, help="such as 2.4.6")
     parser.add_argument("--scale", default="tiny", help="tiny or full")
-    parser.add_argument("--nodes", type=int, required=True, help="processes, or machines where --head is given")
+    parser.add_argument(
+        "--nodes", type=commands.whole("NODES", most=1024), required=True, help="or machines, with --head"
+    )
     parser.add_argument("--head", default="", help="name or address of the first machine; call this on each of them")
     options = parser.parse_args(arguments)
-    try:
-        launch(options.lab, options.scale, options.nodes, options.head)
-    except (ValueError, RuntimeError, CourseError) as problem:
-        print(problem, file=sys.stderr)
-        return 1
+    launch(options.lab, options.scale, options.nodes, options.head)
     print(f"{options.nodes} processes have trained; their results are in {files.BUILD / 'results'}.")
     return 0
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared import files
-from shared.errors import CourseError
+from shared.errors import BadInput, CourseError
 from shared.notebooks.notice import passed
 from shared.notebooks.source import change_settings, check_scale, missing, path_of, read, solve, tagged, text
 
@@ -63,10 +63,10 @@ def execute(
     parameters = {"SCALE": scale, **parameters}
     cells = tagged(notebook, "parameters")
     if len(cells) != 1:
-        raise ValueError(f"Lab {lab} has {len(cells)} cells tagged `parameters`; it needs exactly one.")
+        raise BadInput(f"Lab {lab} has {len(cells)} cells tagged `parameters`; it needs exactly one.")
     known = re.findall(r"^(\w+) *=", cells[0].source, flags=re.MULTILINE)
     if unknown := set(parameters) - set(known):
-        raise ValueError(f"Lab {lab} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}.")
+        raise BadInput(f"Lab {lab} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known)}.")
     if numbers:
         change_settings(notebook, scale, numbers)
 
@@ -144,8 +144,7 @@ def execute_apart(lab: str, scale: str) -> Run:
             for worker in workers:
                 worker.kill()
                 worker.join()
-                for partial in (files.BUILD / "executed").glob(f".{worker.pid}-*"):
-                    partial.unlink()
+                files.remove_parts(files.BUILD / "executed", worker.pid.__eq__)
             raise
 
 

@@ -36,10 +36,10 @@ def labs(folder: Path | None = None) -> dict[str, Path]:
 
 
 def path_of(lab: str) -> Path:
-    """The notebook of a lab number such as "2.4.1"; ValueError in one sentence where there is none."""
+    """The notebook of a lab number such as "2.4.1"; BadInput in one sentence where there is none."""
     known = labs()
     if lab not in known:
-        raise ValueError(f"There is no lab {lab!r}; the labs are {', '.join(known)}.")
+        raise BadInput(f"There is no lab {lab!r}; the labs are {', '.join(known)}.")
     return known[lab]
 
 
@@ -57,7 +57,7 @@ def answers(lab: str) -> dict[str, str]:
     blocks = re.split(r"^# %% *(\S+) *$", solutions_path(lab).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     ids = blocks[::2]
     if len(set(ids)) < len(ids):
-        raise ValueError(f"{solutions_path(lab).name} answers an exercise twice: {sorted(ids)}.")
+        raise BadInput(f"{solutions_path(lab).name} answers an exercise twice: {sorted(ids)}.")
     return dict(zip(ids, (source.strip() for source in blocks[1::2]), strict=True))
 
 
@@ -154,7 +154,7 @@ def tagged(notebook, tag: str) -> list:
 def solve(lab: str):
     """The notebook of a lab with each answer in the place of its stub, as a NotebookNode.
 
-    A student's copy of an exercise's cell gets the answer too. Raises ValueError when exercises and answers do not
+    A student's copy of an exercise's cell gets the answer too. Raises BadInput when exercises and answers do not
     match otherwise.
     """
     notebook, known = read(lab), answers(lab)
@@ -170,7 +170,7 @@ def solve(lab: str):
             odd.add(cell.id)
     odd |= set(known) - found
     if odd:
-        raise ValueError(
+        raise BadInput(
             f"Lab {lab}: exercises and answers do not match: {', '.join(sorted(odd))} (keep your file under another "
             f"name, then take the course's own again: {remedy(path_of(lab))})."
         )
@@ -180,14 +180,14 @@ def solve(lab: str):
 def change_settings(notebook, scale: str, numbers: dict) -> None:
     """Put numbers in the place of some of a scale's, in the notebook's settings cell, before anything reads them.
 
-    Raises ValueError for a name that the scale's settings do not have.
+    Raises BadInput for a name that the scale's settings do not have.
     """
     cell = next(cell for cell in notebook.cells if cell.id == "settings")
     tree = ast.parse(cell.source)
     table = next(s for s in tree.body if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "SETTINGS")
     scales = {key.value: _names(value) for key, value in zip(table.value.keys, table.value.values, strict=True)}
     if unknown := set(numbers) - set(scales[scale]):
-        raise ValueError(
+        raise BadInput(
             f"The settings of scale {scale} have no {', '.join(sorted(unknown))}; they have {', '.join(scales[scale])}."
         )
     lines = cell.source.splitlines()
@@ -206,7 +206,7 @@ def _names(table: ast.expr) -> list[str]:
 
 def check_scale(scale: str) -> None:
     if scale not in SCALES:
-        raise ValueError(f"SCALE={scale} is unknown; it is one of {', '.join(SCALES)}.")
+        raise BadInput(f"SCALE={scale} is unknown; it is one of {', '.join(SCALES)}.")
 
 
 def text(cell) -> str:
