@@ -222,7 +222,7 @@ def test_other_settings_or_processes_have_other_checkpoints(monkeypatch):
 
 def test_two_processes_that_train_the_same_have_folders_of_their_own(tmp_path):
     """The second takes one beside; a killed one leaves its folder to the next, and a cell that runs twice its own."""
-    code = "import sys; from shared import finetune\n"
+    code = "import sys; from shared.kits import finetune\n"
     code += "for _ in range(2): print(finetune.checkpoints('mamba', [1]).name, flush=True)\ninput()"
     environment = {**os.environ, "COURSE_BUILD": str(tmp_path)}
     environment.pop("WORLD_SIZE", None)

@@ -150,7 +150,7 @@ class Bench:
 
     def tune(self, point: dict, seconds: float) -> dict:
         """Two steps of a fine-tuning with AdamW: their peak with the model in it, which is made anew."""
-        from shared import finetune  # with Trainer and peft, which no other part waits for
+        from shared.kits import finetune  # with Trainer and peft, which no other part waits for
 
         if self.key != "tuned":
             self.key = "tuned"

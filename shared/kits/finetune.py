@@ -237,7 +237,7 @@ def checkpoints(name: str, settings: object) -> Path:
     """The folder for checkpoints of one training: what the same one left, with as many processes, is still in it.
 
     While another process of this machine trains there, a folder beside it. Several processes of one training share it
-    (`shared.launch` starts one training at a time).
+    (`notebooks.launch` starts one training at a time).
 
     settings: all that the training is made of, its rows and its adapters' configs too: with others it is another one.
     """
