@@ -111,12 +111,14 @@ class Trace:
     So cached generation of n tokens gives B sequences of prompt + n - 1 tokens (the last token is never fed back), and
     generation without a cache gives B new sequences at each step, because it dispatches them all again. With beams
     the sequences are the model's rows: after a beam is dropped, a row goes on with another beam's tokens.
-    What a cropped cache has lost, such as drafts that assisted or prompt-lookup decoding refused, is left out.
+    What a cropped cache has lost, such as drafts that assisted or prompt-lookup decoding refused, is left out; so is
+    what `assistant_early_exit` drafts with the first layers alone.
     Gradient checkpointing runs layers again during backward, outside of any forward: that is not counted.
     """
 
     def __init__(self, model: nn.Module, experts: dict[int, int], counts_only: bool):
         self._names = list(inspect.signature(model.forward).parameters)
+        self._depth = _layers(model)
         self._experts = experts  # layer -> E
         self._counts: dict[int, torch.Tensor] | None = {} if counts_only else None
         self._runs: list[list[_Call]] = []
@@ -177,6 +179,8 @@ class Trace:
 
     def _begin(self, model, args, kwargs) -> None:
         self._call = None
+        if _layers(model) < self._depth:
+            return  # an early exit: the drafts of assisted decoding, which the whole model then judges
         given = dict(zip(self._names, args, strict=False)) | kwargs
         tokens, embeddings = given.get("input_ids"), given.get("inputs_embeds")
         if tokens is None and torch.is_tensor(embeddings):
@@ -300,6 +304,12 @@ def _inner(model: nn.Module) -> nn.Module:
     from transformers import PreTrainedModel
 
     return next((part for part in model.modules() if isinstance(part, PreTrainedModel)), model)
+
+
+def _layers(model: nn.Module) -> int:
+    """How many layers a forward runs now: `assistant_early_exit` lowers it in the config while it drafts."""
+    config = getattr(model, "config", None)
+    return config.get_text_config().num_hidden_layers if config is not None else 0
 
 
 def _experts(module: nn.Module) -> int:

@@ -405,6 +405,18 @@ def test_drafts_that_are_refused_are_left_out(how):
             model.generate(ids, max_new_tokens=12, min_new_tokens=12, do_sample=False, **more)
 
 
+@pytest.mark.parametrize("name", ["tiny/olmoe", "tiny/deepseek-moe"])
+def test_what_an_early_exit_drafts_is_left_out(name):
+    """The first layer drafts alone; in DeepSeekMoE it has no experts at all."""
+    model, ids = shipped(name), repeated()
+    with experts.capture(model) as plain:
+        text = generate(model, 12, input_ids=ids)
+    with experts.capture(model) as trace:
+        same = model.generate(ids, max_new_tokens=12, min_new_tokens=12, do_sample=False, assistant_early_exit=1)
+    assert torch.equal(same, text) and model.config.num_hidden_layers == trace._depth > 1
+    assert_same(trace, plain)
+
+
 @pytest.mark.parametrize("lost", [1, 4, 9])
 def test_what_a_cropped_cache_has_lost_is_not_traced(lost):
     model, ids = shipped("tiny/deepseek-moe"), prompt(2, 9)

@@ -1,4 +1,4 @@
-"""What lab 2.4.3 takes from shared/routing.py: texts through a model, pushed routers, p values of many layers."""
+"""What lab 2.4.3 takes from shared/kits/routing.py: texts through a model, pushed routers, p values of many layers."""
 
 import itertools
 

@@ -57,10 +57,13 @@ def is_unified(device=None) -> bool:
 
 
 def available(device=None) -> int:
-    """Bytes that this process can still take on `device` (default: the GPU if there is one, else the CPU)."""
+    """Bytes that this process can still take on `device` (default: the GPU if there is one, else the CPU).
+
+    Raises: BadInput for a GPU that is not there.
+    """
     import torch
 
-    device = pick_device(device)
+    device = present_device(device)
     if device.type != "cuda":
         return min([host("MemAvailable"), *_cgroup_available()])
     # What torch has reserved and does not use is free for the next tensor.
