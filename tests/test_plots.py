@@ -131,6 +131,14 @@ def test_a_figure_that_shows_less_than_it_says_is_at_fault(name):
     plt.close(fig)
 
 
+def test_a_heat_map_with_its_colour_bar_is_complete():
+    fig, ax = plots.figure()
+    plots.heat(ax, [[1.0, 2.0]], "share")
+    ((image,),) = plots.drawn(fig)
+    assert image["largest"] == 2 and plots.faults(plots.drawn(fig)) == []
+    plt.close(fig)
+
+
 def test_several_runs_of_a_series_are_thin_lines_with_one_name():
     fig, ax = plots.figure()
     plots.curves(ax, {"three seeds": ([1, 2], [[1, 2, 3], [2, 4, 6]], "#333333")}, bottom=0)

@@ -12,6 +12,11 @@ from shared.notebooks import absent
 
 EACH = pytest.mark.parametrize("lab", notebooks.labs())
 NUMBERS = {  # shorter runs: what is held here does not depend on them
+    "2.4.1": {
+        "contexts": (64, 128, 256),
+        "timing": {"new_tokens": 4, "repeats": 2, "warmup": 1},
+        "recall_steps": 12,
+    },
     "2.4.2": {"lengths": (128, 256, 512), "copying_steps": 6, "induction_steps": 4},
     "2.4.3": {"prompts": 30, "permutations": 49, "subsets": 2},
     "2.4.4": {"windows": 8, "steps": 8},
@@ -27,6 +32,7 @@ NUMBERS = {  # shorter runs: what is held here does not depend on them
     "2.4.6": {"steps": 8, "examples": 64, "short_steps": 6},
 }
 SLOW = {
+    "2.4.1": {"timeline", "timeline-figure"},  # loads a model of 130 million parameters twice
     "2.4.6": {
         *("memory-measure", "memory-figure"),  # trains eight million parameters
         *("train-replay", "forgetting", "forgetting-figure"),  # a third training

@@ -33,9 +33,10 @@ def show(fig, alt: str) -> None:
 def drawn(fig) -> list[list[dict]]:
     """What each axes of a figure shows: of every line, bar, area, mark and matrix its kind, label and numbers.
 
-    Lines across the whole axes, such as a limit, and frames are no data. A colour bar has axes of its own and no data.
+    Lines across the whole axes, such as a limit, frames and colour bars are no data.
     """
-    return [[found for artist in ax.get_children() if (found := _numbers(ax, artist))] for ax in fig.axes]
+    with_data = [ax for ax in fig.axes if ax.get_label() != "<colorbar>"]
+    return [[found for artist in ax.get_children() if (found := _numbers(ax, artist))] for ax in with_data]
 
 
 def faults(figure: list[list[dict]]) -> list[str]:
