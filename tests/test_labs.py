@@ -205,7 +205,7 @@ def test_numbers_reach_what_is_executed_and_not_the_lab(tmp_path, monkeypatch):
     notebook, before = notebooks.solve("2.4.6"), notebooks.path_of("2.4.6").read_bytes()
     first = [cell for cell in notebook.cells if cell.id in ("parameters", "settings")]  # they need no import
     notebook.cells = [*first, nbformat.v4.new_code_cell("print(settings)")]
-    monkeypatch.setattr(notebooks, "solve", lambda lab: notebook)
+    monkeypatch.setattr(notebooks.run, "solve", lambda lab: notebook)
     run = notebooks.execute("2.4.6", folder=tmp_path, numbers={"steps": 7})
     assert run.error == ""
     settings = ast.literal_eval(notebooks.text(nbformat.read(run.notebook, as_version=4).cells[-1]))
@@ -217,12 +217,12 @@ def test_a_notebook_without_a_parameters_cell_is_an_error(tmp_path, monkeypatch)
     notebook = notebooks.read("2.4.1")
     for cell in notebooks.tagged(notebook, "parameters"):
         cell.metadata["tags"] = []
-    monkeypatch.setattr(notebooks, "solve", lambda lab: notebook)
+    monkeypatch.setattr(notebooks.run, "solve", lambda lab: notebook)
     with pytest.raises(ValueError, match="needs exactly one"):
         notebooks.execute("2.4.1", folder=tmp_path)
 
 
 def test_an_answer_without_an_exercise_is_an_error(monkeypatch):
-    monkeypatch.setattr(notebooks, "answers", lambda lab: {"ex-of-another-lab": "x = 1"})
+    monkeypatch.setattr(notebooks.source, "answers", lambda lab: {"ex-of-another-lab": "x = 1"})
     with pytest.raises(ValueError, match="do not match"):
         notebooks.solve("2.4.1")

@@ -107,7 +107,7 @@ def broken(monkeypatch, lab: str, cell_id: str, old: str, new: str) -> None:
             del notebook.cells[notebook.cells.index(cell) + 1 :]
         return notebook
 
-    monkeypatch.setattr(notebooks, "solve", changed)
+    monkeypatch.setattr(notebooks.run, "solve", changed)
 
 
 def test_a_source_that_a_lab_reads_and_the_catalogue_does_not_list_fails(folder, endpoint, monkeypatch):

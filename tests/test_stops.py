@@ -30,7 +30,7 @@ def errors(notebook) -> list[str]:
 
 def test_a_lab_whose_check_fails_makes_the_command_fail(tmp_path, monkeypatch, capsys):
     failed = notebooks.Run("2.4.1", notebooks.path_of("2.4.1"), 1.0, 10**9, passed=6, checks=7)
-    monkeypatch.setattr(notebooks, "run", lambda lab, scale: [failed])
+    monkeypatch.setattr(command, "run", lambda lab, scale: [failed])
     assert command.main(["run"]) == 1
     assert "6 of 7" in capsys.readouterr().out
 
@@ -40,7 +40,7 @@ def test_a_kernel_that_is_killed_is_reported_and_what_came_before_is_kept(tmp_pa
     position = next(i for i, cell in enumerate(notebook.cells) if cell.id == "check-kv-cache-bytes")
     notebook.cells = notebook.cells[: position + 2]
     notebook.cells[-1] = nbformat.v4.new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
-    monkeypatch.setattr(notebooks, "solve", lambda lab: notebook)
+    monkeypatch.setattr(notebooks.run, "solve", lambda lab: notebook)
     run = notebooks.execute("2.4.1", folder=tmp_path)
     assert "kernel died" in run.error and run.passed == 1
     assert "the kernel died" in notebooks.table([run])
@@ -50,7 +50,7 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(monkeypatch, capsys):
     def full(lab, scale):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(notebooks, "run", full)
+    monkeypatch.setattr(command, "run", full)
     assert command.main(["run"]) == 1
     said = capsys.readouterr().err
     assert str(files.BUILD) in said and "make room" in said and said.count("\n") == 1
@@ -149,7 +149,7 @@ def test_an_unknown_parameter_is_named_by_the_lab_s_first_cells(lab, parameter):
 
 
 def test_an_unknown_scale_stops_the_lab_with_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(notebooks, "SCALES", ("tiny", "full", "huge"))
+    monkeypatch.setattr(notebooks.source, "SCALES", ("tiny", "full", "huge"))
     run = notebooks.execute("2.4.1", folder=tmp_path, SCALE="huge")
     assert "SCALE = 'huge' is unknown" in run.error
     notebook = nbformat.read(run.notebook, as_version=4)
