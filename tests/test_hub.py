@@ -478,9 +478,9 @@ def test_a_disk_that_is_too_small_is_refused_before_the_download(hub, client):
 
 def test_a_disk_that_fills_up_during_the_download_is_one_sentence_and_leaves_nothing_behind(hub, client):
     hub.repos["dataset", ALPACA.repo][1][ALPACA.patterns[0]] += b" " * 300_000
-    code = "files.free = lambda folder: 10**12\n" + "print(fetch.fetch('alpaca'))"
     code = f"""
 from pathlib import Path
+from shared import files
 from shared.hub import fetch
 from shared.errors import DiskFull
 files.free = lambda folder: 10**12  # somebody else fills the disk after we looked
