@@ -21,7 +21,9 @@ from shared.errors import BadInput
 from shared.hub import store
 from shared.hub.catalogue import SOURCES
 from shared.kits import forecast, plans
-from shared.machine import guard, kernels, pool
+from shared.machine import guard, kernels, pool, processor
+from shared.machine.holders import notebook as notebook_of
+from shared.machine.holders import processes
 from shared.models.sizes import download_bytes
 from shared.units import human
 
@@ -48,7 +50,7 @@ def machine() -> dict:
     release = Path("/etc/dgx-release")
     return {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "processor": machine.processor(),
+        "processor": processor(),
         "dgx": release.read_text() if release.exists() else None,
         "packages": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers", "triton", "datasets", "peft")},
@@ -122,9 +124,9 @@ def program(process: psutil.Process) -> str:
 def holders(least: float = 200e6, most: int = 5) -> list[dict]:
     """The processes that hold most memory, largest first, with the notebook of each that is a Jupyter kernel."""
     rows = []
-    for process, resident, on_gpu in holders.processes():
+    for process, resident, on_gpu in processes():
         if resident + on_gpu >= least:
-            path = holders.notebook(process)
+            path = notebook_of(process)
             row = {"pid": process.pid, "name": program(process), "notebook": path and Path(path).name}
             rows.append(row | {"resident_bytes": resident, "gpu_bytes": on_gpu})
     return sorted(rows, key=lambda row: -row["resident_bytes"] - row["gpu_bytes"])[:most]

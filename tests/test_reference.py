@@ -231,7 +231,7 @@ def test_a_point_that_kills_its_process_is_not_tried_again(copy):
     (worker,) = psutil.Process(process.pid).children()
     worker.suspend()
     second = start(copy, "--part", "large")  # the point is being measured: that is no reason to give it up
-    assert "Another `make reference` is measuring" in second.communicate(timeout=60)[0] and second.returncode == 1
+    assert "Another `make reference` is at work" in second.communicate(timeout=60)[0] and second.returncode == 1
     worker.kill()  # as the kernel does where memory has run out
     finished(process)
     (row,) = [row for row in written(copy) if row["part"] == "large"]
@@ -267,7 +267,7 @@ def test_make_reference_says_what_a_machine_without_a_gpu_can_do():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     done = subprocess.run(["make", "reference"], cwd=files.ROOT, capture_output=True, text=True)
-    assert done.returncode and "`make reference SCALE=tiny` measures this CPU" in done.stdout
+    assert done.returncode and "`make reference SCALE=tiny` measures this CPU" in done.stderr
 
 
 # ---- what is shipped ------------------------------------------------------------------------------------------------

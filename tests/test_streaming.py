@@ -49,7 +49,7 @@ def assert_equal(usual, streamed):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("name", sizes.TINY)
 def test_each_shipped_model_is_the_same_to_the_bit(name, dtype):
-    models.published_config(name)  # registers DeepSeekMoE
+    models.sizes.published_config(name)  # registers DeepSeekMoE
     assert_equal(*both(files.DATA / name, dtype))
 
 
