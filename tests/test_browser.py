@@ -127,12 +127,12 @@ def test_lab_that_does_not_exist_is_refused_in_one_sentence(tmp_path):
 
 @dataclass
 class Seen:
-    """What stood on the page after Run All Cells."""
+    """What stood on the page after Run All Cells; of each figure its alternative text."""
 
     code_cells: int
     waiting: int
     executed: int
-    figures: int
+    figures: list[str]
     errors: list[str]
 
 
@@ -145,7 +145,7 @@ COUNT = """() => {
         code_cells: cells.length,
         waiting: prompts.filter(prompt => prompt.includes('*')).length,
         executed: prompts.filter(prompt => /[0-9]/.test(prompt)).length,
-        figures: outputs('image/').length,
+        figures: cells.flatMap(cell => [...cell.querySelectorAll('.jp-OutputArea-output img')]).map(img => img.alt),
         errors: outputs('application/vnd.jupyter.stderr').map(output => output.innerText)
                                                          .filter(text => /Traceback|Error:/.test(text)),
     };
@@ -220,7 +220,7 @@ def test_error_in_a_notebook_is_seen_and_the_home_folder_stays_empty(served, tmp
     figure = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
     write_notebook(folder / "broken.ipynb", figure, "1 / 0", "print('never reached')")
     seen = run_all_cells(url, "broken.ipynb", tmp_path / "broken.png")
-    assert (seen.code_cells, seen.executed, seen.figures) == (3, 2, 1)
+    assert (seen.code_cells, seen.executed, len(seen.figures)) == (3, 2, 1)
     assert len(seen.errors) == 1 and "ZeroDivisionError" in seen.errors[0]
     assert list(home.iterdir()) == []
 
@@ -250,4 +250,5 @@ def test_a_solved_lab_runs_without_an_error_shows_its_figures_and_answers_what_i
     seen = run_all_cells(url, path.name, SCREENSHOTS / "lab-2.4.3-solved.png", then=work)
     assert seen.errors == []
     assert seen.executed == seen.code_cells > 0
-    assert seen.figures >= 3
+    # Each figure has its words also here, where a screen reader looks for them.
+    assert len(seen.figures) >= 3 and all(len(alt) > 40 for alt in seen.figures), seen.figures

@@ -248,7 +248,7 @@ SETUP = """
 import time
 from pathlib import Path
 from shared import memory
-from shared.machine import guard, pool
+from shared.machine import guard, holders, pool
 pool.MEMINFO = Path({file!r})
 pool.is_unified = lambda device=None: True  # this part is played; the thread, the signal and the kernel are real
 holders.others = lambda: [("labs/lab-2.4.3.ipynb", 77, 45_000_000_000)]
@@ -354,7 +354,7 @@ SCRIPT = """
 import time
 from pathlib import Path
 from shared import memory
-from shared.machine import guard, pool
+from shared.machine import guard, holders, pool
 pool.MEMINFO = Path({file!r})
 holders.others = lambda: []
 guard.watch()
