@@ -17,7 +17,7 @@ NUMBERS = {  # shorter runs: what is held here does not depend on them
         "timing": {"new_tokens": 4, "repeats": 2, "warmup": 1},
         "recall_steps": 12,
     },
-    "2.4.2": {"lengths": (128, 256, 512), "copying_steps": 6, "induction_steps": 4},
+    "2.4.2": {"lengths": (128, 256, 512), "copying_steps": 22, "induction_steps": 4},
     "2.4.3": {"prompts": 30, "permutations": 49, "subsets": 2},
     "2.4.4": {"windows": 8, "steps": 8},
     "2.4.5": {
