@@ -51,10 +51,11 @@ COLOR = {
 }
 MARKER = {"mamba": "o", "transformer": "s", "moe": "^", "hybrid": "D", "reference": None}
 WIDTH = 7.5  # inches of a figure that fills a notebook's column
+USUAL = 3.6  # inches of its height
 POINTS_PER_CHARACTER = 5.6  # of a label, in the font of the figures
 
 
-def figure(panels: int = 1, height: float = 3.6, rows: int = 1):
+def figure(panels: int = 1, height: float = USUAL, rows: int = 1):
     """A figure with `panels` axes side by side in each row: (figure, axes), axes a single one or an array."""
     fig, axes = plt.subplots(rows, panels, figsize=(WIDTH + 2.5 * (panels > 1), height), layout="constrained")
     for ax in np.ravel(axes):
@@ -100,13 +101,11 @@ def curves(
         ax.set_yscale("log")
         _few_ticks(ax)
     if ticks is not None:
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(list(ticks), [short(tick) for tick in ticks])
-        ax.minorticks_off()
+        _lengths(ax, ticks)
     ax.set_ylim(bottom, top)
     if named:
         _make_room(ax, [label for _, _, label, _ in ends])
-        _name_ends(ax, ends)
+        _name_ends(ax, ends, gap=0.075 * USUAL / ax.figure.get_figheight())
     describe(ax, x, y, title)
 
 
@@ -273,6 +272,13 @@ def _line(ax, x, y, colour: str, style: str = "", label: str = "") -> None:
         line.set_label(label)
 
 
+def _lengths(ax, ticks: Sequence[float]) -> None:
+    """The x axis logarithmic to the base 2, with these lengths as its ticks."""
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(list(ticks), [short(tick) for tick in ticks])
+    ax.minorticks_off()
+
+
 def _few_ticks(ax) -> None:
     """More ticks than the powers of ten, where these alone would leave one or none."""
     low, high = ax.get_ylim()
@@ -293,14 +299,13 @@ def _make_room(ax, labels: Sequence[str]) -> None:
         ax.set_xlim(low - 0.02 * (high - low), high + (high - low) * share / (1 - share))
 
 
-def _name_ends(ax, ends: Sequence[tuple[float, float, str, str]], gap: float = 0.075) -> None:
+def _name_ends(ax, ends: Sequence[tuple[float, float, str, str]], gap: float) -> None:
     """Name series at their right ends, `ends` = (x, y, label, colour); labels that would overlap are moved apart.
 
-    gap: least distance of two labels, as a share of a figure's usual height.
+    gap: least distance of two labels, as a share of the axis.
     """
     ax.autoscale_view()
-    gap *= 3.6 / ax.figure.get_figheight()
-    ends = sorted(ends, key=lambda end: end[1])
+    ends = sorted(ends, key=lambda end: end[1:])
     places = [ax.transAxes.inverted().transform(ax.transData.transform((x, y))) for x, y, _, _ in ends]
     heights = [float(height) for _, height in places]
     for _ in range(100):  # two that are too close each give way by half
@@ -346,7 +351,7 @@ def memory_timeline(ax, timeline, title: str = "") -> None:
     ax.set_title(title, loc="left", fontsize=10)
 
 
-# ---- older calls
+# ---- the same by single calls, for figures that are put together by hand ---------------------------------------------
 
 
 def line(ax, x: Sequence[float], y: Sequence[float], architecture: str, label: str = "", **style) -> None:
@@ -362,30 +367,14 @@ def end_labels(ax, x: float, ends: Sequence[tuple[float, str, str]], gap: float 
 
     gap: least distance of two labels, as a share of the axis. Call it when the limits and the scale of y are final.
     """
-    ax.autoscale_view()
-    ends = sorted(ends)
-    points = [ax.transAxes.inverted().transform(ax.transData.transform((x, y))) for y, _, _ in ends]
-    heights = [float(height) for _, height in points]
-    for _ in range(100):  # two that are too close each give way by half
-        for i in range(len(heights) - 1):
-            overlap = max(0.0, gap - (heights[i + 1] - heights[i]))
-            heights[i] -= overlap / 2
-            heights[i + 1] += overlap / 2
-        heights[0] = max(heights[0], 0.02)
-        heights[-1] = min(heights[-1], 0.98)
-    for (right, _), height, (_, label, color) in zip(points, heights, ends, strict=True):
-        ax.annotate(label, (right + 0.022, height), xycoords="axes fraction", va="center", color=color)
+    _name_ends(ax, [(x, y, label, colour) for y, label, colour in ends], gap)
 
 
 def log_axes(ax, x: Sequence[float], y: bool = True) -> None:
     """Log axes with the measured lengths as ticks, and room at the right for direct labels."""
-    ax.set_xscale("log", base=2)
+    _lengths(ax, x)
     if y:
         ax.set_yscale("log")
-        low, high = ax.get_ylim()
-        if high < 100 * low:  # powers of ten alone would leave one tick or none
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.yaxis.set_major_formatter("{x:,g}")
-    ax.set_xticks(list(x), [short(v) for v in x])
-    ax.minorticks_off()
+        _few_ticks(ax)
+        ax.minorticks_off()
     ax.set_xlim(min(x) * 0.85, max(x) * (max(x) / min(x)) ** 0.35)
