@@ -1,11 +1,11 @@
 """What every lab does in the same words: choose a scale, name the machine, say what it will take, give back.
 
-    settings = lab.choose(SETTINGS, SCALE, WEIGHTS)
-    device = lab.start("2.4.1")
-    plan = lab.forecast("2.4.1", settings, SCALE, WEIGHTS)
-    ...
-    lab.compare(plan, done)
-    lab.give_back()
+settings = lab.choose(SETTINGS, SCALE, WEIGHTS)
+device = lab.start("2.4.1")
+plan = lab.forecast("2.4.1", settings, SCALE, WEIGHTS)
+...
+lab.compare(plan, done)
+lab.give_back()
 """
 
 from collections.abc import Mapping, Sequence
