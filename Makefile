@@ -37,7 +37,7 @@ MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONPLATLIBDIR PYTHONOPTIMIZE PYTHONINSPECT PYTHONUSERBASE
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
-.PHONY: help setup setup-test setup-bench lab doctor kernels kernels-remove run solutions fetch cache tables \
+.PHONY: help setup setup-test setup-bench style check lab doctor kernels kernels-remove run solutions fetch cache tables \
 	test rehearse bench tiny curves update clean evaluate finetune balance reference
 
 help:
@@ -80,10 +80,16 @@ kernels: setup ## build Mamba's CUDA kernels for this machine's GPU, check them,
 kernels-remove: setup ## take the kernels away again
 	@$(VENV_PYTHON) scripts/kernels/build.py remove
 
-test: setup-test ## everything that CI runs: style, then all tests
-	@sh scripts/test-packages.sh
+check: setup-test style ## style, types, and the tests that start no lab, no process and no training (about a minute)
+	@$(ONE_THREAD) $(VENV_PYTHON) -m pytest -q -n 2 -m "not slow"
+
+style:
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m ruff format --check .
+	@$(VENV_PYTHON) -m mypy
+
+test: setup-test style ## everything that CI runs: style, types, then all tests
+	@sh scripts/test-packages.sh
 	@$(ONE_THREAD) $(VENV_PYTHON) -m pytest -n 2 --no-loadscope-reorder
 
 rehearse: setup ## run solved labs at scale full with small stand-ins of every model, from a hub on this machine (LAB=2.4.5, WEIGHTS=random)

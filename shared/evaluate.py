@@ -119,7 +119,7 @@ def perplexity(
         for number, reader in readers.items():
             found[number] = Document(nats[number], reader.tokens, reader.words, reader.bytes)
     if shares > 1:
-        every = [None] * shares
+        every: list = [None] * shares
         torch.distributed.all_gather_object(every, found)
         found = {number: document for part in every for number, document in part.items()}
     documents = tuple(found[number] for number in sorted(found))
@@ -183,11 +183,11 @@ def _checked(text, number: int) -> Text:
     return text
 
 
-def _parts(stream: Iterable[str], number: int) -> Iterator[str]:
+def _parts(stream: Iterable, number: int) -> Iterator[str]:
     for count, part in enumerate(stream):
         if not isinstance(part, str):
             raise BadInput(f"Part {count} of document {number} is {_said(part)}: a streamed text has parts of str.")
-        yield _checked(part, number)
+        yield str(_checked(part, number))
 
 
 def _said(value) -> str:

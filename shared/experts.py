@@ -220,7 +220,8 @@ class Trace:
             rows = torch.ones_like(call.tokens, dtype=torch.bool)
             rows[:, kept:] = False
             call.layers = {n: (i[rows.flatten()], w[rows.flatten()]) for n, (i, w) in call.layers.items()}
-            call.tokens, call.real = call.tokens[:, :kept], call.real[:, :kept]
+            call.tokens = call.tokens[:, :kept]
+            call.real = None if call.real is None else call.real[:, :kept]
 
     def _dispatch(self, layer: int):
         def hook(experts, args):

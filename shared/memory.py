@@ -179,10 +179,13 @@ def track(device=None, interval: float = 0.005) -> Tracker:
     >>> m.peak_bytes, m.phases(), m.timeline()
     """
     device = pick_device(device)
+    meter: meters.Host | meters.Cuda | meters.Unified
     if device.type != "cuda":
         meter = meters.Host()
+    elif pool.is_unified(device):
+        meter = meters.Unified(device)
     else:
-        meter = meters.Unified(device) if pool.is_unified(device) else meters.Cuda(device)
+        meter = meters.Cuda(device)
     if pool.is_unified(device):
         guard.watch()
     return Tracker(meter, interval)

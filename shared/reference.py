@@ -17,7 +17,7 @@ FOLDER = DATA / "reference"
 
 def slug() -> str:
     """This machine's name as the name of a file: "nvidia-gb10"."""
-    return re.sub(r"[^a-z0-9]+", "-", results.machine()["machine"].lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", str(results.machine()["machine"]).lower()).strip("-")
 
 
 def machines(scale: str) -> dict[str, dict]:

@@ -44,6 +44,17 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -1 if LABS.search(item.path.name) else place.get(item.path.name, len(LONG)))
 
 
+@pytest.fixture(autouse=True)
+def no_process(request, monkeypatch):
+    """A test that starts a process has the mark `slow`, so that `make check` stays a minute."""
+
+    def refuse(process, command, *args, **kwargs):
+        raise AssertionError(f"{request.node.name} starts {command}: mark it with pytest.mark.slow.")
+
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+
+
 @pytest.fixture(scope="session")
 def no_network(tmp_path_factory) -> dict[str, str]:
     """An environment in which any request to a hub fails at once, with empty caches."""

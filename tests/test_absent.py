@@ -418,6 +418,7 @@ def test_the_last_value_is_ipython_s_whatever_a_cell_calls_it(notebook):
     assert notebook.result.result == 42
 
 
+@pytest.mark.slow
 def test_in_a_script_nothing_changes():
     script = (
         "from shared import errors\nfrom shared.notebooks import absent\n"

@@ -24,6 +24,8 @@ import pytest
 
 from shared import notebooks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium")
 CHROMIUM_FLAGS = [

@@ -20,6 +20,8 @@ from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 from shared import files, notebooks, plots
 from shared.notebooks import notice
 
+pytestmark = pytest.mark.slow
+
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
 NOT_ATTEMPTED = "not attempted yet. The lab goes on with the course's own version.\n"
 

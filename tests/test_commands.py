@@ -17,6 +17,8 @@ from shared import files
 from shared.errors import CourseError
 from shared.notebooks import commands
 
+pytestmark = pytest.mark.slow
+
 HUGE = "9" * 40
 ODD = ("words", "0", "-1", "1.5", HUGE, "", "two words", "it's", '"', "`id`", "é 日本", "nan", "inf", "--help")
 

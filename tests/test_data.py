@@ -35,6 +35,7 @@ CLOSINGS = {
 }
 
 
+@pytest.mark.slow
 def test_importing_data_loads_neither_torch_nor_transformers():
     loaded = subprocess.run(
         [

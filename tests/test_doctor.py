@@ -21,6 +21,8 @@ from shared.kits import forecast, plans
 from shared.machine import guard, kernels, pool
 from shared.models import fitting
 
+pytestmark = pytest.mark.slow
+
 spec = importlib.util.spec_from_file_location("doctor_page", ROOT / "scripts/doctor.py")
 page = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(page)

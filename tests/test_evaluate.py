@@ -258,6 +258,7 @@ def test_carrying_the_cache_equals_one_pass(zoo, name, window):
     assert carried.nll == pytest.approx(once.nll, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_200_000_tokens_cost_mamba_constant_memory(zoo, monkeypatch):
     model, tokenizer = zoo["mamba"]
     text = "\n\n".join(data.tiny_text("train").values())
@@ -382,6 +383,7 @@ def test_a_perplexity_beyond_all_floats_is_infinite(zoo):
     assert evaluate.Perplexity(2000.0, 2, 1, 1, ()).token_perplexity == math.inf
 
 
+@pytest.mark.slow
 def test_a_family_whose_cache_is_not_exact_does_not_carry(zoo):
     """Bamba drops the state where a filled cache is continued by more than one token; Rwkv has a cache of its own."""
     _, tokenizer = zoo["transformer"]
@@ -414,6 +416,7 @@ def alone(tmp_path_factory) -> pd.DataFrame:
     return pd.read_csv(files.BUILD / "results" / "test-alone.csv").iloc[:, :8]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bits_as_one(alone):
     done = shared_out(2, "tiny/transformer", "tiny/jamba", "--name", "test-shared")
     assert done.returncode == 0, done.stderr
@@ -422,6 +425,7 @@ def test_two_processes_give_the_same_bits_as_one(alone):
     pd.testing.assert_frame_equal(found, alone, check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_with_one_sentence_and_the_next_run_goes_on(alone):
     name, models_ = "test-killed", ("tiny/transformer", "tiny/jamba")
     results = files.BUILD / "results"
@@ -445,6 +449,7 @@ def test_a_killed_worker_ends_the_run_with_one_sentence_and_the_next_run_goes_on
     pd.testing.assert_frame_equal(found, alone, check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_wrong_request_is_one_sentence_from_several_processes_too():
     done = shared_out(2, "tiny/transformer", "--window", "9000", "--name", "test-wrong")
     assert done.returncode == 2 and "8,192 positions" in done.stderr and "Traceback" not in done.stderr

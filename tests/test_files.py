@@ -89,6 +89,7 @@ def test_an_error_of_the_block_passes_and_the_file_stays(build):
     assert path.read_bytes() == "é\n".encode() and list(build.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_two_programs_write_two_files(build):
     code = "import sys; from pathlib import Path; from shared import files\n"
     code += (
@@ -105,6 +106,7 @@ def test_two_programs_write_two_files(build):
     assert (build / "a").read_text() == "a" and list(build.iterdir()) == [build / "a"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_has_left_goes_with_the_next_write(build):
     """A real process, killed while it writes; the unfinished file of one that lives stays, and a student's file."""
     code = "import sys; from pathlib import Path; from shared import files\n"
@@ -120,6 +122,7 @@ def test_what_a_killed_process_has_left_goes_with_the_next_write(build):
     assert sorted(path.name for path in build.iterdir()) == sorted([mine.name, "b"])
 
 
+@pytest.mark.slow
 def test_a_lock_is_held_by_one_process_and_freed_by_its_end(build):
     code = "import sys; from pathlib import Path; from shared import files\n"
     code += "held = files.lock(Path(sys.argv[1])); print(bool(held), flush=True); input()"

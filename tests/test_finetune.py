@@ -220,6 +220,7 @@ def test_other_settings_or_processes_have_other_checkpoints(monkeypatch):
     assert one != finetune.checkpoints("mamba", [200, "tiny"])
 
 
+@pytest.mark.slow
 def test_two_processes_that_train_the_same_have_folders_of_their_own(tmp_path):
     """The second takes one beside; a killed one leaves its folder to the next, and a cell that runs twice its own."""
     code = "import sys; from shared.kits import finetune\n"
@@ -268,6 +269,7 @@ def test_a_training_that_goes_on_says_so(tmp_path, capsys):
     assert capsys.readouterr().out == "The same training was stopped: it goes on after step 8.\n"
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_to_the_same_weights_and_the_same_log(tmp_path):
     def train(folder, callbacks=()):
         model, tokenizer = adapted()

@@ -13,6 +13,8 @@ from shared.kits.counting import Work
 from shared.models import sizes
 from shared.models.sizes import published_config
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = ("tiny/mamba", "tiny/transformer", "tiny/olmoe", "tiny/deepseek-moe", "tiny/jamba")
 EACH = pytest.mark.parametrize("name", ARCHITECTURES)
 TRIES = 3  # a disturbance by another program lasts a while

@@ -20,6 +20,8 @@ from shared.machine import guard, holders, pool
 sys.path.insert(0, str(files.ROOT / "scripts"))
 import tables
 
+pytestmark = pytest.mark.slow
+
 RECORDED = Path(__file__).parent / "meminfo"
 GB = 1_000_000_000
 

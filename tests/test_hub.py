@@ -22,6 +22,8 @@ from test_streaming import cached_pages
 from shared import files
 from shared.hub.catalogue import DATASETS, MODELS, SOURCES
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = files.ROOT / "data" / "tiny" / "tokenizer"
 KINDS = {
     "mamba": "mamba",

@@ -20,6 +20,8 @@ from kernels import verify
 from shared.files import ROOT
 from shared.machine import kernels
 
+pytestmark = pytest.mark.slow
+
 # ---- who runs them ----------------------------------------------------------------------------------------------
 
 

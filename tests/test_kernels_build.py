@@ -20,6 +20,8 @@ import torch
 
 from shared.files import ROOT
 
+pytestmark = pytest.mark.slow
+
 CLOSED = "http://127.0.0.1:9/simple"
 
 

@@ -12,7 +12,7 @@ from shared.machine import guard
 from shared.models.sizes import published_config
 
 LAB = "2.4.1"
-pytestmark = pytest.mark.usefixtures("made")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made")]
 
 
 @pytest.fixture(scope="module")

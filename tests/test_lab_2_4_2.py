@@ -15,7 +15,7 @@ from shared.kits import profiles
 from shared.models.sizes import published_config
 
 LAB = "2.4.2"
-pytestmark = pytest.mark.usefixtures("made")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made")]
 
 
 def rows_of(text: str) -> dict[str, list[float]]:

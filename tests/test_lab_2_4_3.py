@@ -17,6 +17,8 @@ from scipy.stats import binom, chi2_contingency, entropy
 from shared import files, models, notebooks
 from shared.models.sizes import published_config, shapes
 
+pytestmark = pytest.mark.slow
+
 LAB = "2.4.3"
 LAYERS = published_config("tiny/olmoe").num_hidden_layers
 LARGE = ("mixtral-8x7b", "deepseek-moe-16b", "olmoe-1b-7b", "jamba-v0.1")

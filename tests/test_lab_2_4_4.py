@@ -12,6 +12,8 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from shared import data, models, notebooks
 
+pytestmark = pytest.mark.slow
+
 LAB = "2.4.4"
 ANSWERS = notebooks.solution(LAB)
 RUN = pytest.mark.usefixtures("made")

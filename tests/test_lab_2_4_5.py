@@ -13,7 +13,7 @@ from shared import data, files, models, notebooks, reference, scan
 from shared.kits import profiles
 
 LAB = "2.4.5"
-pytestmark = pytest.mark.usefixtures("made")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made")]
 
 
 def rows_of(text: str) -> dict[str, list[float]]:

@@ -11,7 +11,7 @@ from shared.kits import finetune
 from shared.models.sizes import published_config
 
 LAB = "2.4.6"
-pytestmark = pytest.mark.usefixtures("made")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made")]
 
 
 def row(text: str, name: str) -> list[float]:

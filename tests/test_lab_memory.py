@@ -5,6 +5,8 @@ import pytest
 
 from shared import files, notebooks
 
+pytestmark = pytest.mark.slow
+
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
 FEW = ("2.4.5", "2.4.6")  # one frees each model before the next, the other has bases of 0.3 MB
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}

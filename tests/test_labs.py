@@ -204,6 +204,7 @@ def test_a_number_is_looked_for_in_its_scale_and_at_its_place():
     notebooks.change_settings(notebook, "full", {"books": 3})
 
 
+@pytest.mark.slow
 def test_numbers_reach_what_is_executed_and_not_the_lab(tmp_path, monkeypatch):
     notebook, before = notebooks.solve("2.4.6"), notebooks.path_of("2.4.6").read_bytes()
     first = [cell for cell in notebook.cells if cell.id in ("parameters", "settings")]  # they need no import

@@ -18,6 +18,8 @@ from shared import files, notebooks
 from shared.kits import finetune
 from shared.notebooks import commands, launch
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "shared.notebooks.launch", "--lab", "2.4.6"]
 BUILD = files.BUILD / "test-launch"  # its own: another worker may be running the same lab
 RESULTS, TRAININGS = BUILD / "results", BUILD / "finetune"

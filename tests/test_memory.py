@@ -179,6 +179,7 @@ def test_the_peak_of_a_known_allocation_is_right_to_one_percent():
     assert m.peak_bytes == pytest.approx(block.numel(), rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_peak_stays_right_in_a_process_that_has_lived_long():
     """Holes of all sizes in the heap, as hours of work leave them, must not hide an allocation or count for one."""
     draw, kept = random.Random(0), []
@@ -211,6 +212,7 @@ def sampling(monkeypatch) -> list[float]:
     return seconds
 
 
+@pytest.mark.slow
 def test_tracking_costs_a_forward_less_than_one_percent(sampling, one_thread):
     """Processor time of the thread that samples, beside the time of the forwards that it watches.
 

@@ -589,6 +589,7 @@ def test_path_says_which_scan_runs(course):
         assert models.path(loaded["mamba"]) == models.path(loaded["jamba"]) == "course"
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_one_sentence_and_no_frames():
     code = (
         "from IPython.core.interactiveshell import InteractiveShell\n"

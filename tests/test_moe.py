@@ -121,6 +121,7 @@ def test_the_balance_enters_the_loss_and_the_controller_moves_the_bias():
     assert all((mixture.bias == 0).all() for mixture in alone.mixtures)
 
 
+@pytest.mark.slow
 def test_the_second_layer_collapses_within_forty_steps_and_the_loss_per_layer_prevents_it():
     ends = {}
     for name, loss in (("none", None), ("layer", program.balance("layer", 0.02))):

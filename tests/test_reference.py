@@ -21,6 +21,8 @@ sys.path.insert(0, str(files.ROOT / "data" / "reference"))
 import points
 import speed
 
+pytestmark = pytest.mark.slow
+
 # ---- the plan -----------------------------------------------------------------------------------------------------
 
 

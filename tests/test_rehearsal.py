@@ -17,6 +17,8 @@ from shared import notebooks, plots
 from shared.files import DATA
 from shared.hub.catalogue import DATASETS, MODELS, SOURCES
 
+pytestmark = pytest.mark.slow
+
 RUNS = {run.name: run for run in rehearse.rehearsals()}
 
 

@@ -102,6 +102,7 @@ def test_a_result_that_cannot_be_written_is_one_sentence(build):
         run(results.Sweep("s"), ["a"])
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_whole_results_only(tmp_path):
     """A real one: it is killed while it measures its third item; what it had finished is there, and nothing else."""
     program = f"""

@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 
 from shared import files
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE_PYTHON = getattr(sys, "_base_executable", sys.executable)

@@ -21,6 +21,8 @@ from shared.errors import BadInput
 from shared.notebooks import __main__ as command
 from shared.notebooks import launch, notice
 
+pytestmark = pytest.mark.slow
+
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
 
 

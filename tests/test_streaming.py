@@ -17,6 +17,8 @@ from shared import files, models
 from shared.machine import guard, pool
 from shared.models import sizes, streaming
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
 
 

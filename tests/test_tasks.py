@@ -223,6 +223,7 @@ def test_training_ends_once_it_is_enough():
     assert len(curve) < 30 and sum(curve[-20:]) >= 20 * 0.05 > sum(curve[-21:-1])
 
 
+@pytest.mark.slow
 def test_selection_learns_induction_live_and_goes_on_beyond_its_length():
     torch.manual_seed(0)
     model = tasks.SelectiveModel(16, selects=("delta",))

@@ -14,6 +14,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+pytestmark = pytest.mark.slow
+
 TINY = Path(__file__).resolve().parents[1] / "data/tiny"
 sys.path.insert(0, str(TINY))
 

@@ -10,6 +10,8 @@ import pytest
 from shared import files, notebooks
 from shared.notebooks import absent
 
+pytestmark = pytest.mark.slow
+
 EACH = pytest.mark.parametrize("lab", notebooks.labs())
 NUMBERS = {  # shorter runs: what is held here does not depend on them
     "2.4.1": {

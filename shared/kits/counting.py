@@ -9,7 +9,7 @@ batch follows from two small ones.
 import logging
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -170,7 +170,7 @@ def tensors(values) -> Iterator[torch.Tensor]:
             yield from tensors(value)
 
 
-def moved(tensors: list[torch.Tensor]) -> int:
+def moved(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of these tensors; an expanded one is larger than what it reads."""
     return sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in tensors)
 

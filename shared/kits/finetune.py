@@ -72,7 +72,10 @@ def examples(
         rows = data.alpaca(most).to_list()
         train = most * 9 // 10
         return rows[:train], rows[train:], [], []
-    return tuple(instructions(split, skills)[:most] for skills in (NEW, OLD) for split in SPLITS)
+    new, new_held_out, old, old_held_out = (
+        instructions(split, skills)[:most] for skills in (NEW, OLD) for split in SPLITS
+    )
+    return new, new_held_out, old, old_held_out
 
 
 def base(name: str, weights: str = "trained"):
@@ -245,12 +248,15 @@ def checkpoints(name: str, settings: object) -> Path:
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=_plain).encode()).hexdigest()[:8]
     if "WORLD_SIZE" in os.environ:
         return files.BUILD / "finetune" / f"{name}-{key}"
-    for number in itertools.count(1):
-        folder = files.BUILD / "finetune" / (f"{name}-{key}" if number == 1 else f"{name}-{key}-{number}")
-        if folder not in held and (lock := files.lock(files.BUILD / "finetune" / ".locks" / folder.name)):
-            held[folder] = lock
-        if folder in held:
-            return folder
+    numbered = itertools.chain([f"{name}-{key}"], (f"{name}-{key}-{number}" for number in itertools.count(2)))
+    return next(files.BUILD / "finetune" / folder for folder in numbered if _holds(files.BUILD / "finetune" / folder))
+
+
+def _holds(folder: Path) -> bool:
+    """Whether this process has a training's folder to itself, from now on if it is free."""
+    if folder not in held and (lock := files.lock(folder.parent / ".locks" / folder.name)):
+        held[folder] = lock
+    return folder in held
 
 
 def _plain(value: object) -> object:
@@ -269,7 +275,7 @@ def last_checkpoint(folder: Path) -> str | None:
     """
     whole = {path.parent.name for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size}
     if torch.distributed.is_initialized():
-        everywhere = [None] * torch.distributed.get_world_size()
+        everywhere: list = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(everywhere, whole)
         whole = set.intersection(*everywhere)
     if not whole:

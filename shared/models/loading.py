@@ -155,7 +155,7 @@ def _tokenizer(name: str, folder: Path | None, needed: bool):
     if name in TINY:
         folder = files.DATA / "tiny" / "tokenizer"
     missing = checkpoints.missing_tokenizer(folder) if folder else "its folder"
-    if missing and not needed:
+    if folder is None or (missing and not needed):
         return None
     if missing:
         raise DamagedCheckpoint(f"{missing} is missing: {checkpoints.remedy(folder)}.")

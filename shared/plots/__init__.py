@@ -94,7 +94,7 @@ def curves(
     ends = []
     for label, (places, values, colour, *style) in series.items():
         places, values = np.asarray(places, float), np.asarray(values, float)
-        _line(ax, places, values, colour, *style, label=label)
+        _line(ax, places, values, colour, style[0] if style else "", label)
         last = float(np.mean(values[-1]))
         ends.append((float(places[-1]), last, label, COLOR.get(colour, colour)))
     if log:
@@ -220,10 +220,10 @@ def heat(
     values = np.asarray(getattr(values, "cpu", lambda: values)())
     if signed:
         top = top or float(np.quantile(np.abs(values), 0.99))
-        limits, colours = {"vmin": -top, "vmax": top}, "PuOr_r"
+        bottom, colours = -top, "PuOr_r"
     else:
-        limits, colours = {"vmin": 0, "vmax": top}, "viridis"
-    image = ax.imshow(values, aspect="auto", interpolation="nearest", cmap=colours, label=label, **limits)
+        bottom, colours = 0.0, "viridis"
+    image = ax.imshow(values, aspect="auto", interpolation="nearest", cmap=colours, label=label, vmin=bottom, vmax=top)
     ax.grid(False)
     ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.02)
     describe(ax, x, y, title)
