@@ -4,7 +4,7 @@ network, run solved labs at SCALE = "full".
     python scripts/rehearse.py --lab 2.4.5                 trained stand-ins
     python scripts/rehearse.py --lab 2.4.5 --weights random
 
-Each run has caches of its own, into which `make fetch LAB=... SCALE=full` has put what the catalogue lists for that lab
+Each run begins with empty caches, into which `make fetch LAB=... SCALE=full` puts what the catalogue lists for that lab
 and nothing else. Numbers of the settings are smaller (NUMBERS), nothing else is changed. A run is good when every cell
 ran, every check passed, every figure shows something, and nothing but progress bars went to stderr.
 """
@@ -137,9 +137,16 @@ def fetch(run: Rehearsal, env: dict[str, str]) -> None:
 
 
 def execute(run: Rehearsal, folder: Path, env: dict[str, str]) -> notebooks.Run:
-    """Execute a solved lab at scale full on a kernel with these variables."""
+    """Execute a solved lab at scale full on a kernel of its own with these variables."""
     with patch.dict(os.environ, env, clear=True):
         return notebooks.execute(run.lab, "full", folder=folder, numbers=NUMBERS[run.lab], **dict(run.parameters))
+
+
+def execute_warm(run: Rehearsal, folder: Path, env: dict[str, str]) -> notebooks.Run:
+    """The same on a kernel that has its imports from the start."""
+    from rehearsal import warm
+
+    return warm.execute(run.lab, folder, NUMBERS[run.lab], dict(run.parameters), env)
 
 
 def faults(notebook) -> list[str]:
@@ -169,11 +176,11 @@ def without_bars(text: str) -> str:
     return "\n".join(part for part in parts if part.strip() and not re.search(r"\d+%\||\d+it \[|\d+/\d+ \[", part))
 
 
-def rehearse(run: Rehearsal, folder: Path, endpoint: str) -> tuple[notebooks.Run, list[str]]:
+def rehearse(run: Rehearsal, folder: Path, endpoint: str, execute=execute_warm) -> tuple[notebooks.Run, list[str]]:
     """Fetch for a run from the hub, execute it without a network; (what came, what was wrong with it)."""
     import nbformat
 
-    home = folder / "home" / run.name
+    home = folder / "home"
     shutil.rmtree(home, ignore_errors=True)
     random = ("WEIGHTS", "random") in run.parameters
     if not random:  # nothing to download is the point of random weights

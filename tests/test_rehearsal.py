@@ -121,14 +121,14 @@ def test_a_source_that_a_lab_reads_and_the_catalogue_does_not_list_fails(folder,
         "from shared import data\ndata.alpaca(10)\nmamba, tokenizer =",
     )
     run = rehearse.Rehearsal("2.4.2")
-    done, wrong = rehearse.rehearse(run, folder, endpoint)
+    done, wrong = rehearse.rehearse(run, folder, endpoint, rehearse.execute)
     assert "alpaca is not complete" in done.error
     assert any("alpaca is not complete" in fault for fault in wrong)
 
 
 def test_a_context_beyond_a_model_s_positions_fails(folder, endpoint, monkeypatch):
     broken(monkeypatch, "2.4.5", "stride-sweep", "strides[0], stride)", "4096, stride)")
-    done, wrong = rehearse.rehearse(RUNS["2.4.5"], folder, endpoint)
+    done, wrong = rehearse.rehearse(RUNS["2.4.5"], folder, endpoint, rehearse.execute)
     assert "2,048 positions" in done.error and wrong
 
 

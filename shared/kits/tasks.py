@@ -217,10 +217,16 @@ def repetition(model: nn.Module, length: int = 32, strings: int = 64, seed: int 
     """
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(model.config.vocab_size, (strings, length), generator=generator).repeat(1, 2)
-    with in_transformers():
-        logits = model.eval()(text.to(model.device), use_cache=False).logits[:, :-1].float().cpu()
-    right = (logits.argmax(-1) == text[:, 1:]).float()
-    bits = F.cross_entropy(logits.transpose(1, 2), text[:, 1:], reduction="none") / math.log(2)
+    model.eval()
+    right, bits = [], []
+    for batch in text.split(8):  # the logits of all strings at once would be a gigabyte of a large vocabulary
+        with in_transformers():
+            logits = model(batch.to(model.device), use_cache=False).logits[:, :-1].float().cpu()
+        target = batch[:, 1:]
+        nats = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+        right.append((logits.argmax(-1) == target).float())
+        bits.append(nats / math.log(2))
+    right, bits = torch.cat(right), torch.cat(bits)
     parts = {"first": slice(length - 1), "second": slice(length, None)}
     return {
         name: {"accuracy": right[:, part].mean().item(), "bits": bits[:, part].mean().item()}

@@ -5,7 +5,7 @@ what the Makefile calls.
 """
 
 from shared.notebooks.pages import heading, index, render, table
-from shared.notebooks.run import Run, end_with, execute, execute_apart
+from shared.notebooks.run import Run, end_with, execute, execute_apart, kernel_manager
 from shared.notebooks.source import (
     FILES,
     SCALES,
@@ -36,6 +36,7 @@ __all__ = [
     "execute_apart",
     "heading",
     "index",
+    "kernel_manager",
     "labs",
     "missing",
     "path_of",

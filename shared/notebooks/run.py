@@ -1,6 +1,7 @@
 """Execute labs with papermill, each on a fresh kernel in a process of its own."""
 
 import ctypes
+import functools
 import multiprocessing
 import os
 import re
@@ -43,6 +44,7 @@ def execute(
     solved: bool = True,
     folder: Path | None = None,
     numbers: dict | None = None,
+    kernel: type | None = None,
     **parameters,
 ) -> Run:
     """Execute a lab with papermill on a fresh kernel and write it to `folder` (default build/executed).
@@ -53,6 +55,7 @@ def execute(
 
     Args:
         numbers: in the place of some in the settings of this scale, such as {"contexts": (64, 128)}: a shorter run.
+        kernel: the class that starts and ends the kernel; default `kernel_manager()`.
     """
     import nbformat
     import papermill
@@ -81,6 +84,8 @@ def execute(
                 partial,
                 parameters,
                 kernel_name="python3",
+                kernel_manager_class=kernel or kernel_manager(),
+                request_save_on_cell_execute=False,  # it is saved at the end, also where a cell failed
                 cwd=files.LABS,
                 progress_bar=sys.stderr.isatty(),
                 extra_arguments=[
@@ -99,6 +104,19 @@ def execute(
     # ru_maxrss of the children: the kernel is the only child that has ended (kilobytes on Linux, bytes on a Mac).
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Run(lab, out, seconds, peak, sum(map(passed, verdicts)), len(verdicts), error)
+
+
+@functools.cache
+def kernel_manager() -> type:
+    """Jupyter's own class, but a kernel that is to end is not interrupted first: it would log that as an error."""
+    from jupyter_client import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        async def _async_interrupt_kernel(self):
+            if not self.shutting_down:
+                await super()._async_interrupt_kernel()
+
+    return Manager
 
 
 def end_with(parent: int) -> None:
