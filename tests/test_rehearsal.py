@@ -36,6 +36,12 @@ def endpoint(folder):
 
 
 @pytest.fixture(scope="module")
+def execute(folder):
+    with rehearse.warmed(folder) as execute:
+        yield execute
+
+
+@pytest.fixture(scope="module")
 def made(folder) -> dict:
     """Every repository: (kind, repository) -> (revision, {path: content})."""
     return rehearse.repositories(folder / "looked-at")
@@ -45,8 +51,8 @@ def made(folder) -> dict:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_solved_lab_ends_at_scale_full(name, folder, endpoint):
-    done, wrong = rehearse.rehearse(RUNS[name], folder, endpoint)
+def test_a_solved_lab_ends_at_scale_full(name, folder, endpoint, execute):
+    done, wrong = rehearse.rehearse(RUNS[name], folder, endpoint, execute)
     assert wrong == []
     assert done.passed == done.checks == len(notebooks.answers(RUNS[name].lab))
 
@@ -121,14 +127,14 @@ def test_a_source_that_a_lab_reads_and_the_catalogue_does_not_list_fails(folder,
         "from shared import data\ndata.alpaca(10)\nmamba, tokenizer =",
     )
     run = rehearse.Rehearsal("2.4.2")
-    done, wrong = rehearse.rehearse(run, folder, endpoint, rehearse.execute)
+    done, wrong = rehearse.rehearse(run, folder, endpoint)
     assert "alpaca is not complete" in done.error
     assert any("alpaca is not complete" in fault for fault in wrong)
 
 
 def test_a_context_beyond_a_model_s_positions_fails(folder, endpoint, monkeypatch):
     broken(monkeypatch, "2.4.5", "stride-sweep", "strides[0], stride)", "4096, stride)")
-    done, wrong = rehearse.rehearse(RUNS["2.4.5"], folder, endpoint, rehearse.execute)
+    done, wrong = rehearse.rehearse(RUNS["2.4.5"], folder, endpoint)
     assert "2,048 positions" in done.error and wrong
 
 

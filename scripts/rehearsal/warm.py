@@ -1,11 +1,19 @@
-"""Kernels that are forks of a process that has imported what labs import: each run would take seconds for that anew."""
+"""A process that has imported what labs import, and forks of it: each run would take seconds for that anew.
+
+with warm.process(env) as worker:
+    worker.submit(warm.execute, "2.4.5", folder, numbers, parameters)   # on a kernel that is a fork
+    worker.submit(warm.in_a_fork, function, argument)
+"""
 
 import asyncio
 import functools
+import importlib
 import multiprocessing
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import forkserver, resource_tracker
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from unittest.mock import patch
 
@@ -16,26 +24,34 @@ IMPORTED = ["ipykernel.kernelapp", "papermill", "datasets", "shared.evaluate", "
 IMPORTED += ["shared.kits.finetune", "shared.kits.lab", "shared.kits.tasks"]
 
 
-def execute(lab: str, folder: Path, numbers: dict, parameters: dict[str, str], env: dict[str, str]) -> notebooks.Run:
-    """`notebooks.execute` at scale full, on a kernel that is a fork and has these variables.
-
-    What the libraries read while they are imported, such as a hub's address, is what the first call had.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
+@contextmanager
+def process(env: dict[str, str]) -> Iterator[ProcessPoolExecutor]:
+    """A process with these variables, from the start, that does what is submitted to it, one after another."""
     with patch.dict(os.environ, env, clear=True):
-        forkserver.ensure_running()
-    with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(_execute, lab, folder, numbers, parameters, env).result()
+        worker = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _import)
+        worker.submit(os.getpid).result()  # so that it has started
+    with worker:
+        yield worker
 
 
-def _execute(lab: str, folder: Path, numbers: dict, parameters: dict[str, str], env: dict[str, str]) -> notebooks.Run:
-    with patch.dict(os.environ, env, clear=True):
-        return notebooks.execute(lab, "full", folder=folder, numbers=numbers, kernel=forked(), **parameters)
+def _import() -> None:
+    for module in IMPORTED:
+        importlib.import_module(module)
+
+
+def in_a_fork(function: Callable, *arguments):
+    """What a function returns in a fork of this process."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def execute(lab: str, folder: Path, numbers: dict, parameters: dict[str, str]) -> notebooks.Run:
+    """`notebooks.execute` at scale full, on a kernel that is a fork of this process."""
+    return notebooks.execute(lab, "full", folder=folder, numbers=numbers, kernel=_forked(), **parameters)
 
 
 @functools.cache
-def forked() -> type:
+def _forked() -> type:
     """The class of kernels that are forks of this process."""
 
     class Forked(notebooks.kernel_manager()):

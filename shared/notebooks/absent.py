@@ -116,19 +116,27 @@ class _Notebook:
                 self.absent[name] = _Absent(self.cell.code, why, before)
 
     def _skipped(self, name: str) -> list[str]:
-        """The sections that make a name, and all that they read in turn and that is not there; [] if none makes it."""
+        """The sections to run first: the one that makes a name, those that make what else the section of the cell at
+        work reads, and those that make what these read in turn; as far as it is not there. [] if none makes the name.
+        """
         try:
-            cells = cells_of(source.read(self.lab)) if self.lab else []
+            cells = cells_of(source.solve(self.lab)) if self.lab else []
         except (BadInput, ValueError):  # the file is damaged or away: no help from there
             return []
-        needed, looked_for, names = set(), set(), [name]
+        makers = {made: cell.section for cell in reversed(cells) for made in cell.binds}
+        if name not in makers:
+            return []
+
+        def absent(section: str | None) -> set[str]:
+            return {read for cell in cells if cell.section == section for read in cell.reads} - set(self.names)
+
+        here = next((cell.section for cell in cells if cell.code == self.cell.code), None)
+        needed, names = set(), {name} | {read for read in absent(here) if makers.get(read) != here}
         while names:
-            name = names.pop()
-            maker = next((cell for cell in cells if name in cell.binds), None)
-            looked_for.add(name)
-            if maker is not None:
-                needed.add(maker.section)
-                names += [n for n in maker.reads if n not in self.names and n not in looked_for]
+            section = makers.get(names.pop())
+            if section is not None and section not in needed:
+                needed.add(section)
+                names |= absent(section)
         return [section for section in dict.fromkeys(cell.section for cell in cells) if section in needed]
 
     def went_on(self, result) -> None:
@@ -140,10 +148,11 @@ class _Notebook:
 
 @dataclass(frozen=True)
 class LabCell:
-    """A code cell of a lab. section: as `_Cell`'s sentence names it. reads, binds: as in `_Cell`."""
+    """A code cell of a lab. section: as a sentence names it. code, reads, binds: as in `_Cell`."""
 
     id: str
     section: str
+    code: str
     reads: tuple[str, ...]
     binds: frozenset[str]
 
@@ -156,11 +165,11 @@ def cells_of(notebook) -> list[LabCell]:
             section = f"section {heading[1]} ({heading[2]})"
         elif cell.cell_type == "code":
             try:
-                code = compile(cell.source, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                tree = compile(cell.source, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
+                reads, binds = reads_and_binds(compile(tree, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
             except SyntaxError:
                 continue
-            reads, binds = reads_and_binds(code)
-            cells.append(LabCell(cell.id, section, tuple(reads), frozenset(binds)))
+            cells.append(LabCell(cell.id, section, ast.dump(tree), tuple(reads), frozenset(binds)))
     return cells
 
 
