@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared import data, models
-from shared.errors import BadInput
+from shared.errors import BadInput, CourseError
 from shared.scan import in_transformers
 
 Text = str | Iterable[str]  # an iterable is read piece by piece, such as the lines of a file
@@ -110,18 +110,21 @@ def perplexity(
     """
     share, shares = _process()
     groups = (group for number, group in enumerate(_groups(texts)) if number % shares == share)
-    found = {}
-    for group in groups:
-        readers = {number: _Reader(tokenizer, text, number) for number, text in group}
-        nats = dict.fromkeys(readers, 0.0)
-        for part, scores in _scores(model, readers, window, stride, carry):
-            nats[part.document] += scores.sum().item()
-        for number, reader in readers.items():
-            found[number] = Document(nats[number], reader.tokens, reader.words, reader.bytes)
-    if shares > 1:
-        every = [None] * shares
-        torch.distributed.all_gather_object(every, found)
-        found = {number: document for part in every for number, document in part.items()}
+    found, problem = {}, None
+    try:
+        for group in groups:
+            readers = {number: _Reader(tokenizer, text, number) for number, text in group}
+            nats = dict.fromkeys(readers, 0.0)
+            for part, scores in _scores(model, readers, window, stride, carry):
+                nats[part.document] += scores.sum().item()
+            for number, reader in readers.items():
+                found[number] = Document(nats[number], reader.tokens, reader.words, reader.bytes)
+    except Exception as error:  # the other processes wait for this one: they have to hear of it
+        problem = error
+    every = _from_each((found, problem), shares)
+    if problem := problem or next((theirs for _, theirs in every if theirs), None):
+        raise problem
+    found = {number: document for part, _ in every for number, document in part.items()}
     documents = tuple(found[number] for number in sorted(found))
     tokens, words, size = (sum(getattr(d, name) for d in documents) for name in ("tokens", "words", "bytes"))
     if not tokens:
@@ -267,6 +270,18 @@ def _process() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def _from_each(own: tuple[dict, Exception | None], shares: int) -> list[tuple[dict, Exception | None]]:
+    """What every process found, or why it could not, in their order."""
+    if shares == 1:
+        return [own]
+    found, problem = own
+    if problem and not isinstance(problem, CourseError):  # no process can read each error of another
+        problem = CourseError(f"Another process stopped with {type(problem).__name__}: {problem}")
+    every = [None] * shares
+    torch.distributed.all_gather_object(every, (found, problem))
+    return every
 
 
 # ---- windows -> nats -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ processes."""
 
 import copy
 import itertools
+import json
 import math
 import shutil
 import subprocess
@@ -448,3 +449,45 @@ def test_a_killed_worker_ends_the_run_with_one_sentence_and_the_next_run_goes_on
 def test_a_wrong_request_is_one_sentence_from_several_processes_too():
     done = shared_out(2, "tiny/transformer", "--window", "9000", "--name", "test-wrong")
     assert done.returncode == 2 and "8,192 positions" in done.stderr and "Traceback" not in done.stderr
+
+
+TWO = """
+import json, os, sys
+import torch
+torch.set_num_threads(1)
+from shared import evaluate, models
+model, tokenizer = models.load("tiny/transformer", dtype=torch.float32, device="cpu")
+rank = 0 if os.fork() else 1
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
+long = "a b " * 5000
+requests = {
+    "a part of a stream": ([["one"], ["two", "\\udcff"]], 8, False),
+    "a stream that breaks": ([["one"], (1 / 0 for _ in "a")], 8, False),
+    "a document": (["one", "two\\ud83d"], 8, False),
+    "more than the positions, in one alone": (["a" * 20_000, long], 1000, True),
+    "nothing wrong": ([["one"], ["two"]], 8, False),
+}
+said = {}
+for name, (texts, window, carry) in requests.items():
+    try:
+        said[name] = str(evaluate.perplexity(model, tokenizer, texts, window, carry=carry).tokens)
+    except Exception as error:
+        said[name] = f"{type(error).__name__}: {error}"
+with open(f"{sys.argv[1]}.{rank}", "w") as file:
+    json.dump(said, file)
+torch.distributed.barrier()
+if rank == 0:
+    os.wait()
+"""
+
+
+def test_what_one_process_cannot_read_stops_them_all_and_none_waits(tmp_path):
+    command = [sys.executable, "-c", TWO, str(tmp_path / "store")]
+    done = subprocess.run(command, cwd=files.ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for said in (json.loads((tmp_path / f"store.{rank}").read_text()) for rank in range(2)):
+        assert "lone surrogate" in said["a part of a stream"]
+        assert "ZeroDivisionError: division by zero" in said["a stream that breaks"]
+        assert said["a document"].startswith("BadInput: Document 1 has a lone surrogate")
+        assert said["more than the positions, in one alone"].startswith("ContextTooLong: ")
+        assert said["nothing wrong"].isdigit()
