@@ -19,6 +19,20 @@ from shared.notebooks import commands
 
 HUGE = "9" * 40
 ODD = ("words", "0", "-1", "1.5", HUGE, "", "two words", "it's", '"', "`id`", "é 日本", "nan", "inf", "--help")
+ODD += (
+    "2.4.1\nx",
+    "tiny\n",
+    "$HOME",
+    "$(error was called)",
+    "$",
+    "a;b",
+    "\\",
+    "a\\\nb",
+    "#",
+    "a & b | c > d",
+    "%",
+    "*",
+)
 
 # Of each variable: the commands that read it, and which of the values above mean something there.
 READ = {
@@ -79,6 +93,8 @@ def run(words: list[str]) -> int:
 def test_every_variable_of_the_makefile_is_tried():
     head = (files.ROOT / "Makefile").read_text().split("# A value as one word")[0]
     assert set(re.findall(r"^([A-Z_]+) *\??=", head, re.MULTILINE)) == {*READ, *OF_THE_SETUP}
+    given = re.search(r"^GIVEN = (.*)\\\n(.*)", (files.ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(" ".join(given.groups()).split()) == {*READ, *OF_THE_SETUP}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +114,7 @@ def test_a_value_that_means_nothing_ends_the_command_with_one_sentence(variable,
 
 
 def test_a_value_that_means_something_reaches_the_program_as_it_is():
-    for value in ("it's", 'a "b" `c` #', "é 日本", "--help"):
+    for value in ("it's", 'a "b" `c` #', "é 日本", "--help", "$HOME $$ $(error was called) ${x}", "\\ a;b"):
         assert called("lab", NOTEBOOK_DIR=value)[-2:] == ["--", value]
         assert called("evaluate", MODELS=value)[-2:] == ["--", value]
         assert f"--lab={value}" in called("run", LAB=value)
