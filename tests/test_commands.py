@@ -143,6 +143,14 @@ def test_a_program_ends_with_its_code_or_with_a_sentence(capsys, monkeypatch, tm
     assert str(tmp_path) in said and "make room" in said and said.count("\n") == 1
 
 
+def test_a_letter_that_the_terminal_does_not_know_is_written_by_its_number(tmp_path):
+    """As on a server with LANG=C in a home folder with an accent, or with a name that is no UTF-8."""
+    code = "from shared.notebooks import commands\ncommands.program()(lambda: print('caf\\xe9 \\udce9'))()"
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=files.ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout == "caf\\xe9 \\udce9\n" and done.stderr == ""
+
+
 def test_another_error_is_one_line_and_its_traceback_is_kept(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(files, "BUILD", tmp_path)
     assert ended(KeyError("a\nb")) == 1

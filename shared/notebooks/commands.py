@@ -12,6 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -94,6 +95,8 @@ def program(stopped: str = "Stopped.") -> Callable[[Callable], Callable[..., int
     def decorate(main: Callable[..., int | None]) -> Callable[..., int]:
         @functools.wraps(main)
         def ended(*arguments) -> int:
+            with suppress(AttributeError):  # what stands in the place of a stream need not have it
+                sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that does not know a letter of a path
             try:
                 code = main(*arguments)
                 sys.stdout.flush()
