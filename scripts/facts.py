@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from shared import files, models, notebooks
-from shared.errors import BadInput
+from shared.errors import BadInput, DamagedCheckpoint
 from shared.hub import store
 from shared.hub.catalogue import SOURCES
 from shared.kits import forecast, plans
@@ -268,6 +268,8 @@ def rows(lab: str, device: dict) -> list[dict]:
         return [tiny(lab), full(lab, device)]
     except BadInput as problem:
         why, change = str(problem), notebooks.remedy(notebooks.path_of(lab))
+    except DamagedCheckpoint as problem:
+        why, change = str(problem), "make cache, which names what is not whole"
     except Exception as problem:  # of this machine
         why, change = f"{type(problem).__name__}: {problem}", f"make run LAB={lab}, which may run all the same"
     unknown = {"models": [], "memory_bytes": None, "minutes": "", "runs": False, "why": why, "change": change}

@@ -143,6 +143,14 @@ def test_a_program_ends_with_its_code_or_with_a_sentence(capsys, monkeypatch, tm
     assert str(tmp_path) in said and "make room" in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("port", ["99999", "x", "-1"])
+def test_an_endpoint_whose_port_is_none_is_one_sentence(port, monkeypatch, capsys):
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+    assert ended(None) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"HF_ENDPOINT=http://127.0.0.1:{port} is no address (") and said.count("\n") == 1
+
+
 def test_a_letter_that_the_terminal_does_not_know_is_written_by_its_number(tmp_path):
     """As on a server with LANG=C in a home folder with an accent, or with a name that is no UTF-8."""
     code = "from shared.notebooks import commands\ncommands.program()(lambda: print('caf\\xe9 \\udce9'))()"
