@@ -22,6 +22,16 @@ WEIGHTS =
 # A value as one word of the shell, whatever is in it.
 quote = '$(subst ','\'',$(1))'
 
+# A value that is given is taken as it is, on one line: make would call functions that stand in it, such as $(shell).
+define line_break
+
+
+endef
+as_given = $(eval override $(1) := $$(subst $$(line_break), ,$$(value $(1))))
+GIVEN = PYTHON TORCH_INDEX_URL PORT BROWSER NOTEBOOK_DIR SCALE LAB NAME CLEAR JSON MODELS TEXT WINDOW PROCESSES NODES \
+	HEAD PART MINUTES WEIGHTS
+$(foreach name,$(GIVEN),$(if $(filter file,$(origin $(name))),,$(call as_given,$(name))))
+
 VENV_PYTHON = .venv/bin/python
 # Small tensors on few cores: one thread is many times faster there. What you set yourself is respected.
 ONE_THREAD = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}

@@ -42,6 +42,27 @@ def foreign_cudnn() -> dict | None:
     }
 
 
+def section(label: str, lines, found: dict, *others) -> list[str]:
+    """The lines of a section, or the one that says why it could not be read."""
+    return [line(label, found["unread"])] if "unread" in found else lines(found, *others)
+
+
+def machine_lines(found: dict) -> list[str]:
+    packages = ", ".join(f"{name} {number or 'not installed'}" for name, number in found["packages"].items())
+    return [
+        line("Machine", f"{found['system']}; {found['processor']}" + (f"; {found['dgx']}" if found["dgx"] else "")),
+        line("Packages", packages),
+    ]
+
+
+def disk_lines(found: dict) -> list[str]:
+    kept = ", ".join(f"{name} {human(size)}" for name, size in found["cached"].items()) or "nothing of the course yet"
+    return [
+        line("Disk", f"{human(found['course_free'])} free for the course in {found['course']}"),
+        line("Cache", f"{human(found['cache_free'])} free in {found['cache']}; {kept} (make cache tells more)"),
+    ]
+
+
 def gpu_lines(found: dict) -> list[str]:
     if not found["name"]:
         return [line("GPU", f"no: {found['why']}"), line("", f"-> {found['change']}")]
@@ -124,18 +145,14 @@ def full_line(rows: list[dict]) -> str:
 
 def page(found: dict) -> str:
     """The facts for a reader in a terminal of 100 columns."""
-    here, packages, where = found["machine"], found["machine"]["packages"], found["disk"]
-    kept = ", ".join(f"{name} {human(size)}" for name, size in where["cached"].items()) or "nothing of the course yet"
     lines = [
         "What this machine can run, and what changes each no (->). Put this page into a report of a problem.",
         "",
-        line("Machine", f"{here['system']}; {here['processor']}" + (f"; {here['dgx']}" if here["dgx"] else "")),
-        line("Packages", ", ".join(f"{name} {number or 'not installed'}" for name, number in packages.items())),
+        *section("Machine", machine_lines, found["machine"]),
         *gpu_lines(found["gpu"]),
-        *kernel_lines(found["kernels"]),
-        *memory_lines(found["memory"], found["gpu"]),
-        line("Disk", f"{human(where['course_free'])} free for the course in {where['course']}"),
-        line("Cache", f"{human(where['cache_free'])} free in {where['cache']}; {kept} (make cache tells more)"),
+        *section("Kernels", kernel_lines, found["kernels"]),
+        *section("Memory", memory_lines, found["memory"], found["gpu"]),
+        *section("Disk", disk_lines, found["disk"]),
         "",
         *lab_lines(found["labs"]),
         line("", full_line(found["labs"])),

@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from shared import files, models, notebooks
-from shared.errors import BadInput
+from shared.errors import BadInput, DamagedCheckpoint
 from shared.hub import store
 from shared.hub.catalogue import SOURCES
 from shared.kits import forecast, plans
@@ -27,16 +27,33 @@ from shared.machine.holders import processes
 from shared.models.sizes import download_bytes
 from shared.units import human
 
+PATIENCE = 10  # seconds for what a command says
+SENTENCE = 200  # characters of it that are shown
+
+
+def section(read, *given) -> dict:
+    """What a section of the page says, or {"unread": why it cannot be read}: the others are shown all the same."""
+    try:
+        return read(*given)
+    except Exception as problem:  # whatever a machine that nobody has seen does
+        return {
+            "unread": f"cannot be read here ({' '.join(f'{type(problem).__name__}: {problem}'.split())[:SENTENCE]})"
+        }
+
+
 # ---- the machine ------------------------------------------------------------------------------------------------
 
 
 def asked(*command: str) -> list[str]:
-    """The lines that a command prints; none where it is missing, fails or hangs."""
+    """The lines that a command says, on whichever stream; none where it is missing. One that hangs is said."""
+    options = {"capture_output": True, "text": True, "errors": "replace"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, timeout=PATIENCE, **options)
+    except subprocess.TimeoutExpired:
+        return [f"nothing in {PATIENCE} seconds"]
+    except OSError:
         return []
-    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+    return [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
 
 
 def version(package: str) -> str | None:
@@ -60,7 +77,7 @@ def machine() -> dict:
 def gpu() -> dict:
     """The GPU, its driver, and whether this PyTorch has code for it."""
     said = asked("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    driver = said[0] if said and re.fullmatch(r"[\d.]+", said[0]) else None  # or a sentence
+    driver = next((line for line in said if re.fullmatch(r"[\d.]+", line)), None)  # or a sentence
     found = {"driver": driver, "cuda": torch.version.cuda, "name": None, "why": None}
     if not torch.cuda.is_available():
         if torch.version.cuda is None and driver:
@@ -70,7 +87,8 @@ def gpu() -> dict:
             found["why"] = f"there is a GPU, but its driver {driver} does not do for CUDA {torch.version.cuda}"
             found["change"] = "sudo apt upgrade, then restart (the driver has to be as new as PyTorch's CUDA)"
         else:
-            found["why"] = "PyTorch sees no NVIDIA GPU; scale tiny needs none"
+            heard = f" (nvidia-smi says: {said[0][:SENTENCE]})" if said else ""
+            found["why"] = f"PyTorch sees no NVIDIA GPU{heard}; scale tiny needs none"
             found["change"] = "take a machine with one; in a container: docker run --gpus all ..."
         return found
     properties = torch.cuda.get_device_properties(0)
@@ -249,20 +267,25 @@ def rows(lab: str, device: dict) -> list[dict]:
     try:
         return [tiny(lab), full(lab, device)]
     except BadInput as problem:
-        damaged = {"models": [], "memory_bytes": None, "minutes": "", "runs": False, "why": str(problem)}
-        damaged["change"] = notebooks.remedy(notebooks.path_of(lab))
-        return [{"lab": lab, "scale": scale} | damaged for scale in notebooks.SCALES]
+        why, change = str(problem), notebooks.remedy(notebooks.path_of(lab))
+    except DamagedCheckpoint as problem:
+        why, change = str(problem), "make cache, which names what is not whole"
+    except Exception as problem:  # of this machine
+        why, change = f"{type(problem).__name__}: {problem}", f"make run LAB={lab}, which may run all the same"
+    unknown = {"models": [], "memory_bytes": None, "minutes": "", "runs": False, "why": why, "change": change}
+    return [{"lab": lab, "scale": scale} | unknown for scale in notebooks.SCALES]
 
 
 def facts() -> dict:
     """Everything that the page says."""
-    device = gpu()
-    labs = [row for lab in notebooks.labs() for row in rows(lab, device)]
+    device = section(gpu)
+    if "unread" in device:
+        device |= {"driver": None, "name": None, "why": device["unread"], "change": "nvidia-smi, which says more"}
     return {
-        "machine": machine(),
+        "machine": section(machine),
         "gpu": device,
-        "kernels": compiled(),
-        "memory": memory_now(),
-        "disk": disk(),
-        "labs": labs,
+        "kernels": section(compiled),
+        "memory": section(memory_now),
+        "disk": section(disk),
+        "labs": [row for lab in notebooks.labs() for row in rows(lab, device)],
     }

@@ -131,28 +131,41 @@ install() {
         stop "pip could not install this (its message stands above); run the same command again, finished downloads are kept."
 }
 
+# Two set-ups at once would take each other's .venv away. The lock on this script is held by this process and by what
+# it starts, and goes with the last of them, however it ends. (A Mac has no flock, so a Python sets it.)
+alone() {
+    exec 9>>scripts/setup.sh
+    "$1" -c '
+import fcntl, sys
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit(1)
+except OSError:  # a file system without locks
+    pass' || stop "another set-up is at work in this folder; wait until it ends, then run the same command again."
+}
+
 # --- The set-up -------------------------------------------------------------------------------------------------------
 
 if [ -n "${PYTHON:-}" ] && [ -x $python ] && [ "$(version_of "$PYTHON")" != "$(version_of $python)" ]; then
     stop ".venv holds Python $(version_of $python) and PYTHON=$PYTHON is another; delete the folder .venv, then run the same command again."
 fi
 ready && exit 0
-
-# The mark holds the number of the process that set it: is that still a set-up, or was it killed?
-other=$(cat .venv/unfinished 2>/dev/null || true)
-if [ -n "$other" ] && { cat "/proc/$other/cmdline" || ps -p "$other" -o command=; } 2>/dev/null | grep -q setup.sh; then
-    stop "another set-up is at work in this folder (process $other); wait until it ends."
-fi
+[ -w . ] && [ -w scripts/setup.sh ] || stop "you may not write in $(pwd), where .venv would be made; make a clone of your own."
 
 if [ -e .venv/unfinished ] || ! $python -m pip --version >/dev/null 2>&1; then
     choose_python
+    alone "$base_python"
+    ! ready || exit 0 # the other set-up has just ended
     check_disk
     [ ! -e .venv ] || echo "Removing .venv: it is unfinished, or its Python or pip does not start"
     echo "Making .venv with Python $version (the first time takes some minutes)"
     rm -rf .venv
     mkdir .venv
-    echo $$ >.venv/unfinished
+    : >.venv/unfinished
     "$base_python" -m venv .venv || stop "python -m venv failed (its message stands above)."
+else
+    alone $python
 fi
 
 # pip unpacks gigabytes: not into a /tmp that may be small, and not for the user's account.
@@ -161,7 +174,7 @@ TMPDIR=$(pwd)/.venv/tmp
 export TMPDIR
 own_place
 check_network
-echo $$ >.venv/unfinished
+: >.venv/unfinished
 rm -f .venv/ready .venv/readytest
 
 # torch first and alone: it may come from an index of its own, and the kernels are compiled against what is installed.

@@ -4,15 +4,17 @@ Importing this module is instant; torch is imported by what needs it.
 """
 
 import json
+import operator
 import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
-from numbers import Integral, Number
+from numbers import Number
 from typing import TYPE_CHECKING
 
-from shared.errors import BadInput
+from shared.errors import BadInput, NotEnoughMemory
 from shared.files import DATA
 from shared.hub.store import cached, clear_cache
+from shared.units import human
 
 if TYPE_CHECKING:
     import torch
@@ -25,14 +27,18 @@ __all__ = [
     "SPLITS",
     "alpaca",
     "cached",
+    "check_model",
+    "check_text",
     "clear_cache",
     "format_instruction",
+    "many",
     "pg19",
     "random_tokens",
     "several",
     "start_token",
     "tiny_long_text",
     "tiny_text",
+    "whole",
     "wikitext",
 ]
 
@@ -47,6 +53,7 @@ DOMAINS = (
 )
 SPLITS = ("train", "heldout")
 LENGTHS = (1024, 4096, 16384, 32768)
+DRAWN_BYTES = 16  # for each random token: where it is drawn from, and the token
 
 
 def __getattr__(name: str):
@@ -115,6 +122,7 @@ def _rows(name: str, split: str) -> "Dataset":
 
 
 def _count(wanted: int, there: int, what: str) -> int:
+    wanted = whole(wanted, f"The number of {what}")
     if not 1 <= wanted <= there:
         raise BadInput(f"There are {there:,} {what}, and {wanted:,} were asked for: choose from 1 to {there:,}.")
     return wanted
@@ -130,6 +138,8 @@ def start_token(tokenizer) -> int:
     """
     if tokenizer is None:
         raise BadInput('Text cannot be read without a tokenizer: load the model with weights="trained".')
+    if not hasattr(tokenizer, "bos_token_id"):
+        raise BadInput(f"A tokenizer is what models.load gives beside a model, not {_kind(tokenizer)}.")
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
@@ -148,9 +158,9 @@ def format_instruction(example: Mapping[str, object]) -> str:
             True and False are written as Python writes them; None and NaN, a table's empty cell, are no text.
 
     Raises:
-        BadInput: no instruction, or a field that is neither text nor a number.
+        BadInput: no instruction, or a field that is neither text nor a number, or has a lone surrogate.
     """
-    if not isinstance(example, Mapping) and not hasattr(example, "keys"):  # a row of pandas has keys too
+    if not isinstance(example, Mapping) and not (hasattr(example, "keys") and hasattr(example, "get")):  # pandas' row
         raise BadInput(f'An example is a mapping with an "instruction", not of type {type(example).__name__}.')
     # Blank lines and trailing spaces go, the indentation of a first line (code) stays.
     fields = {key: _written(example, key).strip("\n").rstrip() for key in ("instruction", "input", "output")}
@@ -171,12 +181,59 @@ def _written(example, key: str) -> str:
         return ""
     if not isinstance(value, (str, Number)):
         raise BadInput(f'The field "{key}" of an example is a text or a number, not of type {type(value).__name__}.')
-    return str(value)
+    return check_text(str(value), f'The field "{key}" of an example')
+
+
+def check_text(text: str, what: str) -> str:
+    """The text. Raises BadInput, which begins with `what`, where it cannot be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"{what} has a lone surrogate, {text[error.start]!a}, at character {error.start}, which is no text: decode "
+            'its bytes as UTF-8, or with errors="replace".'
+        ) from None
+    return text
+
+
+def check_model(model) -> None:
+    """Raise BadInput for what is no model, such as its name."""
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"A model is what models.load gives, not {_kind(model)}.")
+
+
+def _kind(value) -> str:
+    """What a wrong value is, as words: a text as it is, else its type."""
+    if value is None or isinstance(value, str):
+        return repr(value)
+    return f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
 
 
 def several(values, one: type | tuple[type, ...]) -> list:
     """The values as a list, where a single value of type `one` stands for a list of it."""
-    return [values] if isinstance(values, one) else list(values)
+    return [values] if isinstance(values, one) or not many(values) else list(values)
+
+
+def many(values) -> bool:
+    """Whether one can go through the values: not so an array without dimensions, which Python calls iterable too."""
+    try:
+        iter(values)
+    except TypeError:
+        return False
+    return True
+
+
+def whole(value, what: str) -> int:
+    """A whole number of Python, numpy or torch as an int. Raises BadInput, which begins with `what`, for any other."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise BadInput(f"{what} is a whole number, not {value!r}.")
+    return number
 
 
 def random_tokens(
@@ -202,12 +259,18 @@ def random_tokens(
         whatever other lengths are asked for.
 
     Raises:
-        BadInput: nothing is left to draw from, or a length below 1.
+        BadInput: nothing is left to draw from, a length below 1, a number that is not whole, no such device.
+        NotEnoughMemory: sequences that are longer than memory.
     """
     import torch
 
-    margin = min(100, (vocab_size + 1) // 4)
-    special = set(several(special_ids, int))
+    from shared.machine import pool
+
+    vocab_size, seed = whole(vocab_size, "The size of a vocabulary"), whole(seed, "A seed")
+    lengths = [whole(length, "A sequence's length") for length in several(lengths, (str, bytes))]
+    special = {whole(number, "A special id") for number in several(special_ids, (str, bytes))}
+    device = pool.present_device(device)
+    margin = max(0, min(100, (vocab_size + 1) // 4))
     allowed = torch.tensor([i for i in range(margin, vocab_size - margin) if i not in special], dtype=torch.long)
     if not len(allowed):
         raise BadInput(
@@ -215,11 +278,14 @@ def random_tokens(
             "leaves nothing to draw: pass the tokenizer's real size."
         )
     tokens = {}
-    for length in several(lengths, (Number, str, type(None))):
-        if not isinstance(length, Integral):
-            raise BadInput(f"A sequence's length is a whole number of tokens, not {length!r}: lengths=[256] makes one.")
+    for length in lengths:
         if length < 1:
             raise BadInput(f"A sequence has 1 token or more; a length of {length} was asked for.")
+        needed, free = DRAWN_BYTES * length, pool.available("cpu")
+        if needed > free:
+            raise NotEnoughMemory(
+                f"{length:,} random tokens take {human(needed)}, and {human(free)} are available: draw fewer."
+            )
         # The CPU's generator keeps 32 bits of its seed, so mix length and seed into those, and draw on the CPU always.
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {length}".encode()))
         tokens[int(length)] = allowed[torch.randint(len(allowed), (1, int(length)), generator=generator)].to(device)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared import data, models
-from shared.errors import BadInput
+from shared.errors import BadInput, CourseError
 from shared.scan import in_transformers
 
 Text = str | Iterable[str]  # an iterable is read piece by piece, such as the lines of a file
@@ -108,20 +108,24 @@ def perplexity(
             document (named by its number) that is none, a model that does not go on exactly from its cache.
         ContextTooLong: more than the model's positions.
     """
+    data.check_model(model)
     share, shares = _process()
     groups = (group for number, group in enumerate(_groups(texts)) if number % shares == share)
-    found = {}
-    for group in groups:
-        readers = {number: _Reader(tokenizer, text, number) for number, text in group}
-        nats = dict.fromkeys(readers, 0.0)
-        for part, scores in _scores(model, readers, window, stride, carry):
-            nats[part.document] += scores.sum().item()
-        for number, reader in readers.items():
-            found[number] = Document(nats[number], reader.tokens, reader.words, reader.bytes)
-    if shares > 1:
-        every: list = [None] * shares
-        torch.distributed.all_gather_object(every, found)
-        found = {number: document for part in every for number, document in part.items()}
+    found, problem = {}, None
+    try:
+        for group in groups:
+            readers = {number: _Reader(tokenizer, text, number) for number, text in group}
+            nats = dict.fromkeys(readers, 0.0)
+            for part, scores in _scores(model, readers, window, stride, carry):
+                nats[part.document] += scores.sum().item()
+            for number, reader in readers.items():
+                found[number] = Document(nats[number], reader.tokens, reader.words, reader.bytes)
+    except Exception as error:  # the other processes wait for this one: they have to hear of it
+        problem = error
+    every = _from_each((found, problem), shares)
+    if problem := problem or next((theirs for _, theirs in every if theirs), None):
+        raise problem
+    found = {number: document for part, _ in every for number, document in part.items()}
     documents = tuple(found[number] for number in sorted(found))
     tokens, words, size = (sum(getattr(d, name) for d in documents) for name in ("tokens", "words", "bytes"))
     if not tokens:
@@ -136,6 +140,7 @@ def token_nll(
 
     The arguments are those of `perplexity`. The first token of a text has one before it: the one that starts it.
     """
+    data.check_model(model)
     found = []
     for part, scores in _scores(model, {0: _Reader(tokenizer, _checked(text, 0), 0)}, window, stride, carry):
         before = torch.arange(len(scores)) + part.first + 1 + (part.start if carry else 0)
@@ -170,17 +175,15 @@ class _Reader:
 def _checked(text, number: int) -> Text:
     """The document, or BadInput with its number where it is neither a text nor a stream of texts."""
     if not isinstance(text, str):
-        if isinstance(text, Iterable) and not isinstance(text, (bytes, bytearray, Mapping)):
+        if _is_series(text):
             return text
         raise BadInput(f"Document {number} is {_said(text)}: give a str, or an iterable of str.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadInput(
-            f"Document {number} has a lone surrogate, {text[error.start]!a}, at character {error.start}, which is no "
-            'text: decode its bytes as UTF-8, or with errors="replace".'
-        ) from None
-    return text
+    return data.check_text(text, f"Document {number}")
+
+
+def _is_series(texts) -> bool:
+    """Whether one can go through it text by text: not so bytes, a dict or a table, of which one would get the names."""
+    return data.many(texts) and not isinstance(texts, (bytes, bytearray, Mapping)) and not hasattr(texts, "columns")
 
 
 def _parts(stream: Iterable, number: int) -> Iterator[str]:
@@ -247,7 +250,7 @@ def _windows(document: int, pieces: Iterable[list[int]], window: int, stride: in
 
 def _groups(texts: Iterable[Text]) -> Iterator[list[tuple[int, Text]]]:
     """Documents with their numbers, so many together that a batch can be filled; a streamed one stands alone."""
-    if not isinstance(texts, Iterable) or isinstance(texts, (bytes, bytearray, Mapping)) or hasattr(texts, "columns"):
+    if not _is_series(texts):
         raise BadInput(
             f"The documents are {_said(texts)}: give a list of str, such as the values of a dict or a column."
         )
@@ -269,6 +272,18 @@ def _process() -> tuple[int, int]:
     return 0, 1
 
 
+def _from_each(own: tuple[dict, Exception | None], shares: int) -> list[tuple[dict, Exception | None]]:
+    """What every process found, or why it could not, in their order."""
+    if shares == 1:
+        return [own]
+    found, problem = own
+    if problem and not isinstance(problem, CourseError):  # no process can read each error of another
+        problem = CourseError(f"Another process stopped with {type(problem).__name__}: {problem}")
+    every: list = [None] * shares
+    torch.distributed.all_gather_object(every, (found, problem))
+    return every
+
+
 # ---- windows -> nats -----------------------------------------------------------------------------------------------
 
 
@@ -276,7 +291,8 @@ def _scores(
     model, readers: dict[int, _Reader], window: int, stride: int | None, carry: bool
 ) -> Iterator[tuple[_Window, Tensor]]:
     """Each window of each document with the nats (k,) float64 of what it scores, in any order."""
-    stride = window if stride is None else stride
+    window = data.whole(window, "A window, in tokens,")
+    stride = window if stride is None else data.whole(stride, "A stride, in tokens,")
     if not 1 <= stride <= window:
         raise BadInput(f"A window of {window} tokens with a stride of {stride}: choose 1 <= stride <= window.")
     if carry and stride != window:
@@ -346,7 +362,7 @@ def _nats(model, batch: list[_Window], cache=None, carry: bool = False) -> tuple
     """
     first, longest = min(part.first for part in batch), max(len(part.ids) for part in batch)
     ids = torch.tensor([part.ids + [0] * (longest - len(part.ids)) for part in batch], device=model.device)
-    with in_transformers():
+    with in_transformers(), models.in_eval(model):
         logits, cache = models.forward(model, ids[:, :-1], cache, keep=longest - 1 - first, use_cache=carry)
     nats = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, first + 1 :].flatten(), reduction="none")
     rows = nats.view(len(batch), -1).double().cpu()

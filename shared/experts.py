@@ -13,6 +13,7 @@ Shapes: B sequences, T tokens of the longest one, E experts of a layer, k expert
 """
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from shared import data
 from shared.errors import BadInput, CourseError
 
 COLUMNS = ("sequence", "position", "token", "layer", "rank", "expert", "weight")
@@ -59,6 +61,7 @@ def capture(model: nn.Module, counts_only: bool = False) -> Iterator["Trace"]:
 
 def experts_modules(model: nn.Module) -> dict[int, nn.Module]:
     """Layer -> the module that its block calls as `experts(hidden, indices, weights)`. Raises as `capture` does."""
+    data.check_model(model)
     found = {}
     for name, module in model.named_modules():
         # JetMoE and Llama 4 have a module of this name, which is called with the hidden states alone.
@@ -123,7 +126,7 @@ class Trace:
         self._counts: dict[int, torch.Tensor] | None = {} if counts_only else None
         self._runs: list[list[_Call]] = []
         self._by_cache = WeakKeyDictionary()  # does not keep a model's cache alive
-        self._call: _Call | None = None
+        self._now = threading.local()  # its call is the forward that this thread is in
         self._joined: dict | None = None
 
     # ---- what you read ----------------------------------------------------------------------------------------------
@@ -176,6 +179,14 @@ class Trace:
         return pd.concat(frames).sort_values(list(COLUMNS[:5]), ignore_index=True)
 
     # ---- what the hooks write ---------------------------------------------------------------------------------------
+
+    @property
+    def _call(self) -> _Call | None:
+        return getattr(self._now, "call", None)
+
+    @_call.setter
+    def _call(self, call: _Call | None) -> None:
+        self._now.call = call
 
     def _begin(self, model, args, kwargs) -> None:
         self._call = None

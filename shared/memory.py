@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from shared.errors import CourseError
 from shared.machine import guard, meters, pool
 from shared.machine.meters import held
 from shared.machine.pool import available, pick_device
@@ -25,7 +26,8 @@ SHARE = {True: 0.003, False: 0.008}
 # ------------------------------------------------------------------------------------------------- what code takes
 
 
-STOPS = (signal.SIGINT, signal.SIGUSR2)  # Ctrl-C and what the guard sends: both raise wherever the program stands
+# Ctrl-C, what the guard sends, and what programs give a handler to that raises: wherever the program stands.
+STOPS = (signal.SIGINT, guard.SIGNAL, signal.SIGTERM, signal.SIGALRM)
 
 
 class Tracker:
@@ -40,6 +42,8 @@ class Tracker:
         self._handlers, self._late = {}, []
 
     def __enter__(self) -> "Tracker":
+        if self._samples:
+            raise CourseError("A tracker watches one block, once: call memory.track() again for the next.")
         try:
             self._hear()
             self._meter.settle()
@@ -74,7 +78,9 @@ class Tracker:
             self._watching.release()
         if self._thread.is_alive():
             self._thread.join()
-        for number, handler in self._handlers.items():
+        # A generator may be closed in another thread, which cannot set a handler: `_hold` then stays, and passes on.
+        here = threading.current_thread() is threading.main_thread()
+        for number, handler in self._handlers.items() if here else ():
             if signal.getsignal(number) == self._hold:
                 signal.signal(number, handler)
 
@@ -103,6 +109,7 @@ class Tracker:
 
     def mark(self, phase: str) -> None:
         """Call what follows `phase`, until the next mark."""
+        self._check_entered()
         with _lock:
             self._sample()
             self._meter.settle()  # or what this phase freed and the heap kept would count for the next one
@@ -112,6 +119,7 @@ class Tracker:
 
     def phases(self) -> dict[str, int]:
         """The peak of each phase, in the order in which they began."""
+        self._check_entered()
         if not self._over:
             self._sample(settle_peak=True)
         return {phase: max(0, peak - self._entry) for phase, peak in self._peaks.items()}
@@ -122,6 +130,10 @@ class Tracker:
 
         rows = [(seconds, level - self._entry, phase) for seconds, level, phase in list(self._samples)]
         return pd.DataFrame(rows, columns=["seconds", "bytes", "phase"])
+
+    def _check_entered(self) -> None:
+        if not self._samples:
+            raise CourseError("Nothing was tracked: put the code into the block of `with memory.track() as m:`.")
 
     def _note(self, level: int) -> None:
         self._peaks[self._phase] = max(level, self._peaks.get(self._phase, 0))
@@ -178,7 +190,7 @@ def track(device=None, interval: float = 0.005) -> Tracker:
     ...     model(input_ids)
     >>> m.peak_bytes, m.phases(), m.timeline()
     """
-    device = pick_device(device)
+    device = pool.present_device(device)
     meter: meters.Host | meters.Cuda | meters.Unified
     if device.type != "cuda":
         meter = meters.Host()

@@ -8,13 +8,17 @@ A sweep over models can be interrupted: each result is kept as it comes, and a s
     quality.finish(frame)                           # the CSV is written, what was kept goes
 """
 
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 from shared import files
@@ -83,10 +87,10 @@ class Sweep:
     """
 
     def __init__(self, name: str, **settings):
-        """settings: all that a result depends on besides its item; JSON values."""
+        """settings: all that a result depends on besides its item."""
         where = {key: value for key, value in machine().items() if key != "date"}
         self.name, self.settings = name, {**settings, **where}
-        key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+        key = hashlib.sha256(json.dumps(plain(self.settings), sort_keys=True).encode()).hexdigest()[:8]
         self.folder = files.BUILD / "results" / f"{name}-{key}.unfinished"
         self.made = 0
 
@@ -97,11 +101,12 @@ class Sweep:
     def keep(self, item: str, measure: Callable[[], object]):
         """The kept result of `item`, or what `measure()` returns, which is kept from then on.
 
-        Numbers of numpy and torch are kept as plain ones. Raises: CourseError where the result cannot be written.
+        It is kept as `plain` gives it. Raises: CourseError where the result cannot be written, BadInput where it cannot
+        be kept at all.
         """
         if (kept := self._read(item)) is not None:
             return kept["result"]
-        text = json.dumps({"settings": self.settings, "result": measure()}, default=_plain)
+        text = json.dumps(plain({"settings": self.settings, "result": measure()}))
         files.write(self._file(item), text)
         self.made += 1
         return json.loads(text)["result"]
@@ -113,7 +118,7 @@ class Sweep:
         return path
 
     def _file(self, item: str) -> Path:
-        return self.folder / f"{item.replace('/', '--')}.json"
+        return self.folder / f"{str(item).replace('/', '--')}.json"
 
     def _read(self, item: str) -> dict | None:
         try:
@@ -124,8 +129,33 @@ class Sweep:
         return kept
 
 
-def _plain(value):
-    """A number, an array or a tensor as JSON has it."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"A result of a sweep cannot hold {type(value).__name__}: give numbers, text, lists or dicts.")
+def plain(value):
+    """A value as JSON has it, whatever it holds: numbers of numpy and torch, sets, dates, paths, dataclasses, configs.
+
+    Raises: BadInput for what has no such form, such as a model.
+    """
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {_key(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(plain, value), key=str)
+    if hasattr(value, "tolist"):  # numpy, torch, a column of pandas
+        return plain(value.tolist())
+    if dataclasses.is_dataclass(value) and not hasattr(value, "to_dict") and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "to_dict") and not isinstance(value, type):
+        return plain(value.to_dict())
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if (
+        isinstance(value, (os.PathLike, Decimal, Fraction)) or type(value).__module__ == "torch"
+    ):  # torch: a dtype, a device
+        return str(value)
+    raise BadInput(f"A result of a sweep cannot hold {type(value).__name__}: give numbers, text, lists or dicts.")
+
+
+def _key(key) -> str:
+    return key if isinstance(key, str) else str(plain(key))

@@ -21,6 +21,20 @@ pytestmark = pytest.mark.slow
 
 HUGE = "9" * 40
 ODD = ("words", "0", "-1", "1.5", HUGE, "", "two words", "it's", '"', "`id`", "é 日本", "nan", "inf", "--help")
+ODD += (
+    "2.4.1\nx",
+    "tiny\n",
+    "$HOME",
+    "$(error was called)",
+    "$",
+    "a;b",
+    "\\",
+    "a\\\nb",
+    "#",
+    "a & b | c > d",
+    "%",
+    "*",
+)
 
 # Of each variable: the commands that read it, and which of the values above mean something there.
 READ = {
@@ -81,6 +95,8 @@ def run(words: list[str]) -> int:
 def test_every_variable_of_the_makefile_is_tried():
     head = (files.ROOT / "Makefile").read_text().split("# A value as one word")[0]
     assert set(re.findall(r"^([A-Z_]+) *\??=", head, re.MULTILINE)) == {*READ, *OF_THE_SETUP}
+    given = re.search(r"^GIVEN = (.*)\\\n(.*)", (files.ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(" ".join(given.groups()).split()) == {*READ, *OF_THE_SETUP}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +116,7 @@ def test_a_value_that_means_nothing_ends_the_command_with_one_sentence(variable,
 
 
 def test_a_value_that_means_something_reaches_the_program_as_it_is():
-    for value in ("it's", 'a "b" `c` #', "é 日本", "--help"):
+    for value in ("it's", 'a "b" `c` #', "é 日本", "--help", "$HOME $$ $(error was called) ${x}", "\\ a;b"):
         assert called("lab", NOTEBOOK_DIR=value)[-2:] == ["--", value]
         assert called("evaluate", MODELS=value)[-2:] == ["--", value]
         assert f"--lab={value}" in called("run", LAB=value)
@@ -127,6 +143,22 @@ def test_a_program_ends_with_its_code_or_with_a_sentence(capsys, monkeypatch, tm
     assert ended(OSError(28, "No space left on device")) == 1
     said = capsys.readouterr().err
     assert str(tmp_path) in said and "make room" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("port", ["99999", "x", "-1"])
+def test_an_endpoint_whose_port_is_none_is_one_sentence(port, monkeypatch, capsys):
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+    assert ended(None) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"HF_ENDPOINT=http://127.0.0.1:{port} is no address (") and said.count("\n") == 1
+
+
+def test_a_letter_that_the_terminal_does_not_know_is_written_by_its_number(tmp_path):
+    """As on a server with LANG=C in a home folder with an accent, or with a name that is no UTF-8."""
+    code = "from shared.notebooks import commands\ncommands.program()(lambda: print('caf\\xe9 \\udce9'))()"
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=files.ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout == "caf\\xe9 \\udce9\n" and done.stderr == ""
 
 
 def test_another_error_is_one_line_and_its_traceback_is_kept(capsys, monkeypatch, tmp_path):

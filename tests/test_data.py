@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 from decimal import Decimal
+from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import data, files
-from shared.errors import BadInput
+from shared.errors import BadInput, NotEnoughMemory
 
 OPENINGS = {
     "code": ("def ", "class "),
@@ -154,10 +156,16 @@ def test_a_field_that_is_no_text_is_named(key, value):
         data.format_instruction({"instruction": "Add.", key: value})
 
 
-@pytest.mark.parametrize("example", [None, "text", 3, ["Add."]])
+@pytest.mark.parametrize("example", [None, "text", 3, ["Add."], SimpleNamespace(keys=1)])
 def test_an_example_that_is_no_mapping_is_one_sentence(example):
     with pytest.raises(BadInput, match=f"mapping .* not of type {type(example).__name__}"):
         data.format_instruction(example)
+
+
+@pytest.mark.parametrize("key", ["instruction", "input", "output"])
+def test_a_field_that_is_no_unicode_is_named(key):
+    with pytest.raises(BadInput, match=rf'^The field "{key}" of an example has a lone surrogate, .* at character 2, '):
+        data.format_instruction({"instruction": "Add.", key: "ab\udcff"})
 
 
 LINES = st.text(alphabet=st.characters(exclude_characters="#", exclude_categories=["Cs"]), max_size=30)
@@ -172,6 +180,25 @@ def test_an_instruction_can_be_read_back(instruction, given_input, output):
     expected = {"Instruction": plain(instruction), "Input": plain(given_input), "Response": plain(output)}
     assert found == {heading: field for heading, field in expected.items() if field or heading == "Response"}
     assert data.format_instruction({"instruction": instruction, "input": given_input}) + plain(output) == text
+
+
+MARKED = st.lists(
+    st.sampled_from(["### Instruction:", "### Input:\n", "### Response:", "\n\n", "\n", "#", " ", "x", "é"]), max_size=6
+).map("".join)
+
+
+@given(instruction=MARKED.filter(str.strip), given_input=MARKED, output=MARKED)
+def test_fields_with_the_formats_own_marks_stand_as_they_are_after_one_and_the_same_prompt(
+    instruction, given_input, output
+):
+    """What trains on the response alone takes the prompt's length from the example without its output."""
+    example = {"instruction": instruction, "input": given_input, "output": output}
+    text, prompt = data.format_instruction(example), data.format_instruction({**example, "output": None})
+    plain = {key: field.strip("\n").rstrip() for key, field in example.items()}
+    assert text == prompt + plain["output"]
+    assert prompt.startswith(f"### Instruction:\n{plain['instruction']}\n\n### ")
+    assert prompt.endswith(f"### Input:\n{plain['input']}\n\n" * bool(plain["input"]) + "### Response:\n")
+    assert data.format_instruction(plain) == text
 
 
 # ---------------------------------------------------------------------------------------------------- random tokens
@@ -247,9 +274,9 @@ def test_random_tokens_are_the_same_on_the_gpu():
     assert on_gpu.is_cuda and torch.equal(on_gpu.cpu(), data.random_tokens(1000, [256])[256])
 
 
-@pytest.mark.parametrize("arguments", [{"vocab_size": 0}, {"vocab_size": 2, "special_ids": [0, 1]}])
+@pytest.mark.parametrize("arguments", [{"vocab_size": 0}, {"vocab_size": -5}, {"vocab_size": 2, "special_ids": [0, 1]}])
 def test_a_vocabulary_with_nothing_to_draw_is_refused_in_one_sentence(arguments):
-    with pytest.raises(BadInput, match=r"^A vocabulary of \d ids .* leaves nothing to draw[^.]*\.$"):
+    with pytest.raises(BadInput, match=r"^A vocabulary of -?\d ids .* leaves nothing to draw[^.]*\.$"):
         data.random_tokens(**arguments)
 
 
@@ -259,10 +286,44 @@ def test_one_length_is_taken_as_a_list_of_it(length):
     assert 500 not in data.random_tokens(1024, 5000, special_ids=500)[5000]
 
 
-@pytest.mark.parametrize("lengths", ["256", [2.5], [None], None, 256.0])
-def test_a_length_that_is_no_whole_number_is_one_sentence(lengths):
-    with pytest.raises(BadInput, match="whole number of tokens"):
-        data.random_tokens(1024, lengths)
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("lengths", ["256", [2.5], [None], None, 256.0, b"ab", True, [True], [[8]], np.float64(8)]),
+        ("vocab_size", ["1024", 1.5, None, True, math.inf, [1024]]),
+        ("seed", [None, "x", 1.5, math.nan, [1], True]),
+        ("special_ids", [None, "a", ["a"], [None], 1.5]),
+    ],
+)
+def test_what_is_no_whole_number_is_one_sentence(name, values):
+    for value in values:
+        with pytest.raises(BadInput, match=r"^(A|The) [^\n]* is a whole number, not [^\n]*\.$"):
+            data.random_tokens(**({"vocab_size": 1024, "lengths": 8} | {name: value}))
+
+
+def test_whole_numbers_of_numpy_and_torch_are_whole_numbers_too():
+    expected = data.random_tokens(1024, [4, 5], seed=3, special_ids=[500])
+    for several, one in ((np.array, np.int64), (torch.tensor, torch.tensor)):
+        found = data.random_tokens(one(1024), several([4, 5]), seed=one(3), special_ids=one(500))
+        assert list(found) == [4, 5] and all(torch.equal(found[n], expected[n]) for n in expected)
+    assert list(data.random_tokens(1024, range(1, 4))) == [1, 2, 3] and list(data.random_tokens(1024, [8, 8])) == [8]
+    assert data.random_tokens(1024, 4, seed=-1)[4].shape == data.random_tokens(1024, 4, seed=10**40)[4].shape
+
+
+def test_more_random_tokens_than_memory_and_a_device_that_is_not_there_are_one_sentence():
+    with pytest.raises(NotEnoughMemory, match="1,000,000,000,000 random tokens take 16 TB"):
+        data.random_tokens(1024, 10**12)
+    with pytest.raises(BadInput, match="device"):
+        data.random_tokens(1024, 8, device="gpu")
+
+
+@pytest.mark.parametrize("read", [data.pg19, data.alpaca])
+def test_a_count_of_books_or_examples_that_is_none_is_one_sentence(read, monkeypatch):
+    monkeypatch.setattr(data, "_rows", lambda name, split: datasets.Dataset.from_dict({"text": ["x"] * 100}))
+    assert len(read(np.int64(3))) == 3
+    for count in (True, 1.5, "3", None, [3], math.nan, 0, -1, 101, 10**30):
+        with pytest.raises(BadInput, match=r"^The(re are 100| number of) (books|examples)[^\n]*\.$"):
+            read(count)
 
 
 def test_an_empty_sequence_is_refused():

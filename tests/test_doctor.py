@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -246,11 +247,59 @@ def test_a_gpu_that_torch_cannot_use_says_what_is_in_the_way(tmp_path, monkeypat
     assert says in found["why"] and found["change"]
 
 
-def test_an_nvidia_smi_that_says_a_sentence_is_no_driver(tmp_path, monkeypatch):
-    smi(tmp_path, monkeypatch, "No devices were found\\n", driver="No devices were found")
+@pytest.mark.parametrize(
+    ("body", "heard"),
+    [
+        ("echo No devices were found", " (nvidia-smi says: No devices were found)"),
+        ("echo NVIDIA-SMI has failed; exit 9", " (nvidia-smi says: NVIDIA-SMI has failed)"),
+        ("echo Failed to initialize NVML >&2; exit 18", " (nvidia-smi says: Failed to initialize NVML)"),
+        ("echo '[N/A]'", " (nvidia-smi says: [N/A])"),
+        ("echo '[Not Supported], [Not Supported]'", " (nvidia-smi says: [Not Supported], [Not Supported])"),
+        ("printf '\\377\\n'", " (nvidia-smi says: \ufffd)"),
+        ("exit 255", ""),
+        ("kill -9 $$", ""),
+        ("sleep 9", " (nvidia-smi says: nothing in 0.2 seconds)"),
+    ],
+)
+def test_an_nvidia_smi_without_a_driver_is_told_with_what_it_says(body, heard, tmp_path, monkeypatch):
+    smi(tmp_path, monkeypatch)
+    (tmp_path / "bin/nvidia-smi").write_text(f"#!/bin/sh\n{body}\n")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = facts.facts()["gpu"]
-    assert found["driver"] is None and found["why"] == "PyTorch sees no NVIDIA GPU; scale tiny needs none"
+    monkeypatch.setattr(facts, "PATIENCE", 0.2)
+    found = facts.gpu()
+    assert found["driver"] is None and found["why"] == f"PyTorch sees no NVIDIA GPU{heard}; scale tiny needs none"
+
+
+@pytest.mark.parametrize("said", ["580.1\\n580.1\\n", "\\n580.1\\n", "WARNING: infoROM is corrupted\\n580.1\\n"])
+def test_the_driver_is_found_among_several_gpus_and_warnings(said, tmp_path, monkeypatch):
+    smi(tmp_path, monkeypatch)
+    (tmp_path / "bin/nvidia-smi").write_text(f"#!/bin/sh\nprintf '{said}'\n")
+    assert facts.gpu()["driver"] == "580.1"
+
+
+SECTIONS = {"Machine": "machine", "GPU": "gpu", "Kernels": "compiled", "Memory": "memory_now", "Disk": "disk"}
+
+
+@pytest.mark.parametrize("label", SECTIONS)
+def test_a_section_that_cannot_be_read_says_why_and_the_others_are_shown(label, monkeypatch):
+    def fails():
+        raise PermissionError(13, "Permission denied", "/sys")
+
+    monkeypatch.setattr(facts, SECTIONS[label], fails)
+    monkeypatch.setattr(notebooks, "labs", lambda: ["2.4.2"])
+    found = facts.facts()
+    text = " ".join(read(found).split())
+    assert re.search(rf" {label} [^>]*cannot be read here \(PermissionError: .*/sys'\)", text) and "2.4.2 tiny" in text
+    assert all(f" {other} " in text for other in SECTIONS) and json.dumps(found)
+
+
+def test_a_lab_of_which_nothing_can_be_computed_says_why(monkeypatch):
+    def fails(device=None):
+        raise RuntimeError("no such counter")
+
+    monkeypatch.setattr(pool, "available", fails)
+    rows = facts.rows("2.4.1", {"name": None, "why": "no GPU", "change": "take one"})
+    assert [row["why"] for row in rows] == ["RuntimeError: no such counter"] * 2 and page.lab_lines(rows)
 
 
 def test_little_memory_is_a_no_at_scale_tiny(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ processes."""
 
 import copy
 import itertools
+import json
 import math
 import shutil
 import subprocess
@@ -12,12 +13,13 @@ import tracemalloc
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, BambaConfig, RwkvConfig
 
@@ -204,6 +206,17 @@ def test_a_stream_is_read_as_it_is_scored():
     assert peak < 2e6
 
 
+@given(cuts=st.sets(st.integers(1, 299), max_size=6), size=st.integers(20, 400))
+@settings(max_examples=8)
+def test_a_text_has_the_same_nats_however_it_is_cut(zoo, cuts, size):
+    model, tokenizer = zoo["transformer"]
+    text = data.tiny_long_text()[:300]
+    parts = [text[start:end] for start, end in itertools.pairwise([0, *sorted(cuts), 300])]
+    with patch.object(evaluate, "PIECE", size):
+        found = evaluate.perplexity(model, tokenizer, [parts], 32, 20)
+    assert found == evaluate.perplexity(model, tokenizer, [text], 32, 20)
+
+
 WORDS = ["and", "then", "there", "is", "the", "third", "of", "1,000", "words:", "it's"]
 
 
@@ -313,6 +326,37 @@ def test_an_impossible_window_is_one_sentence(zoo, window, stride):
         evaluate.perplexity(*zoo["mamba"], ["text"], window, stride)
 
 
+@pytest.mark.parametrize("wrong", ["8", 8.0, 2.5, True, math.nan, [8]])
+def test_a_window_or_stride_that_is_no_whole_number_is_one_sentence(zoo, wrong):
+    for window, stride in ((wrong, None), (8, wrong)):
+        with pytest.raises(BadInput, match=r"^A (window|stride), in tokens, is a whole number, not [^\n]*\.$"):
+            evaluate.perplexity(*zoo["transformer"], ["text"], window, stride)
+
+
+@pytest.mark.parametrize("score", [evaluate.perplexity, evaluate.token_nll])
+def test_what_is_no_model_or_tokenizer_is_one_sentence(zoo, score):
+    model, tokenizer = zoo["transformer"]
+    for wrong in (None, "tiny/transformer", tokenizer):
+        with pytest.raises(BadInput, match=r"^A model is what models\.load gives, not "):
+            score(wrong, tokenizer, "text", 8)
+    for wrong in ("tiny/transformer", type(tokenizer), model):
+        with pytest.raises(BadInput, match=r"^A tokenizer is what models\.load gives beside a model, not "):
+            score(model, wrong, "text", 8)
+
+
+def test_a_model_that_trains_is_scored_without_dropout_and_trains_on(zoo):
+    _, tokenizer = zoo["transformer"]
+    model, _ = models.load("tiny/transformer", dtype=torch.float32, device="cpu")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    expected = evaluate.perplexity(model, tokenizer, ["some text"], 8)
+    model.train()
+    model.get_output_embeddings().eval()
+    assert evaluate.perplexity(model, tokenizer, ["some text"], 8) == expected
+    assert model.training and not model.get_output_embeddings().training
+
+
 def test_other_impossible_requests_are_one_sentence(zoo):
     model, tokenizer = zoo["transformer"]
     with pytest.raises(BadInput, match="no text to score"):
@@ -336,6 +380,9 @@ def test_other_impossible_requests_are_one_sentence(zoo):
         (None, "The documents are None"),
         (b"text", "The documents are of type bytes"),
         (7, "The documents are of type int"),
+        (np.array("text"), "The documents are of type ndarray"),
+        (["text", np.array("text")], "Document 1 is of type ndarray"),
+        (["text", pd.DataFrame({"text": ["text"]})], "Document 1 is of type DataFrame"),
         (pd.DataFrame({"text": ["text"]}), "The documents are of type DataFrame"),
         (["text", {"text": "text"}], "Document 1 is of type dict"),
         (["text", None], "Document 1 is None"),
@@ -362,7 +409,7 @@ def test_the_one_text_of_token_nll_is_looked_at_too(zoo, text):
 def test_strings_in_any_sequence_are_documents(zoo):
     texts = ["one text", "another text"]
     expected = evaluate.perplexity(*zoo["transformer"], texts, 8)
-    for same in (tuple(texts), iter(texts), pd.Series(texts), dict(enumerate(texts)).values()):
+    for same in (tuple(texts), iter(texts), pd.Series(texts), np.array(texts), dict(enumerate(texts)).values()):
         assert evaluate.perplexity(*zoo["transformer"], same, 8) == expected
 
 
@@ -453,3 +500,45 @@ def test_a_killed_worker_ends_the_run_with_one_sentence_and_the_next_run_goes_on
 def test_a_wrong_request_is_one_sentence_from_several_processes_too():
     done = shared_out(2, "tiny/transformer", "--window", "9000", "--name", "test-wrong")
     assert done.returncode == 2 and "8,192 positions" in done.stderr and "Traceback" not in done.stderr
+
+
+TWO = """
+import json, os, sys
+import torch
+torch.set_num_threads(1)
+from shared import evaluate, models
+model, tokenizer = models.load("tiny/transformer", dtype=torch.float32, device="cpu")
+rank = 0 if os.fork() else 1
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
+long = "a b " * 5000
+requests = {
+    "a part of a stream": ([["one"], ["two", "\\udcff"]], 8, False),
+    "a stream that breaks": ([["one"], (1 / 0 for _ in "a")], 8, False),
+    "a document": (["one", "two\\ud83d"], 8, False),
+    "more than the positions, in one alone": (["a" * 20_000, long], 1000, True),
+    "nothing wrong": ([["one"], ["two"]], 8, False),
+}
+said = {}
+for name, (texts, window, carry) in requests.items():
+    try:
+        said[name] = str(evaluate.perplexity(model, tokenizer, texts, window, carry=carry).tokens)
+    except Exception as error:
+        said[name] = f"{type(error).__name__}: {error}"
+with open(f"{sys.argv[1]}.{rank}", "w") as file:
+    json.dump(said, file)
+torch.distributed.barrier()
+if rank == 0:
+    os.wait()
+"""
+
+
+def test_what_one_process_cannot_read_stops_them_all_and_none_waits(tmp_path):
+    command = [sys.executable, "-c", TWO, str(tmp_path / "store")]
+    done = subprocess.run(command, cwd=files.ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for said in (json.loads((tmp_path / f"store.{rank}").read_text()) for rank in range(2)):
+        assert "lone surrogate" in said["a part of a stream"]
+        assert "ZeroDivisionError: division by zero" in said["a stream that breaks"]
+        assert said["a document"].startswith("BadInput: Document 1 has a lone surrogate")
+        assert said["more than the positions, in one alone"].startswith("ContextTooLong: ")
+        assert said["nothing wrong"].isdigit()

@@ -5,6 +5,7 @@ import functools
 import gc
 import pickle
 import statistics
+import threading
 import time
 import weakref
 
@@ -17,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
-from shared import experts
+from shared import experts, models
 from shared.errors import BadInput, CourseError
 from shared.files import DATA
 from shared.models.sizes import TINY
@@ -687,3 +688,71 @@ def test_overhead_on_the_shipped_models_is_a_few_percent(name):
     trace, counts = (statistics.median(found) - 1 for found in ratios.values())
     print(f"\n{name}, 4 x 64 tokens: the trace costs {trace:+.1%} of a forward, counts only {counts:+.1%}")
     assert max(trace, counts) < 0.25, "generous: the machine may be busy"
+
+
+# ---- further hands -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def olmoe():
+    return models.load("tiny/olmoe", dtype=torch.float32, device="cpu")[0]
+
+
+def test_threads_that_call_one_model_do_not_meet_in_its_trace(olmoe):
+    """Each thread's calls are whole: their experts are those of a call by itself."""
+    ids = torch.arange(200, 224).view(2, 12)
+    with experts.capture(olmoe) as alone, torch.inference_mode():
+        for row in ids:
+            olmoe(row[None])
+    failed = []
+
+    @torch.inference_mode()
+    def read(row):
+        try:
+            for _ in range(10):
+                olmoe(row[None])
+        except Exception as error:
+            failed.append(error)
+
+    with experts.capture(olmoe) as trace:
+        threads = [threading.Thread(target=read, args=(row,)) for row in ids]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failed and len(trace.tokens) == 20
+    for row, tokens in enumerate(trace.tokens):
+        same = int(torch.equal(tokens, ids[1]))
+        assert all(torch.equal(trace.indices[layer][row], alone.indices[layer][same]) for layer in alone.indices)
+
+
+@pytest.mark.parametrize("wrong", [None, "tiny/olmoe", 3])
+def test_what_is_no_model_is_one_sentence(wrong):
+    with pytest.raises(BadInput, match=r"^A model is what models\.load gives, not "), experts.capture(wrong):
+        pass
+
+
+def test_a_trace_in_a_trace_and_traces_of_two_models_do_not_mix(olmoe):
+    ids, other = torch.arange(200, 212).view(2, 6), copy.deepcopy(olmoe)
+    with experts.capture(olmoe) as outer, experts.capture(other) as beside, torch.inference_mode():
+        olmoe(ids)
+        with experts.capture(olmoe) as inner:
+            olmoe(ids[:1])
+        other(ids)
+    assert outer.tokens.tolist() == [*ids.tolist(), *ids[:1].tolist()]
+    assert inner.tokens.tolist() == ids[:1].tolist() and beside.tokens.tolist() == ids.tolist()
+    assert all(torch.equal(outer.indices[n][:2], beside.indices[n]) for n in outer.indices)
+
+
+def test_a_forward_that_is_interrupted_stays_out_of_the_trace(olmoe):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    ids = torch.arange(200, 212).view(2, 6)
+    with experts.capture(olmoe) as trace, torch.inference_mode():
+        hook = olmoe.model.layers[1].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            olmoe(ids)
+        hook.remove()
+        olmoe(ids[:1])
+    assert trace.tokens.tolist() == ids[:1].tolist()

@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, Trainer
 
 from shared import files, models, notebooks, scan
@@ -211,6 +214,36 @@ def test_the_newest_whole_checkpoint_is_found_and_one_that_was_cut_off_is_not(tm
         if state is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     assert finetune.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
+
+
+def test_a_checkpoint_with_a_file_that_was_cut_off_is_not_whole(tmp_path):
+    """As a full disk, a copy that broke or a laptop that went down leaves it."""
+
+    def write(step: int) -> Path:
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        save_file({"weight": torch.ones(100)}, folder / "adapter_model.safetensors")
+        for name in ("optimizer.pt", "rng_state.pth", "training_args.bin"):
+            torch.save({"a": torch.ones(100)}, folder / name)
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        return folder
+
+    whole, names = write(8), [path.name for path in write(16).iterdir()]
+    (tmp_path / "checkpoint-old").mkdir()
+    assert finetune.last_checkpoint(tmp_path).endswith("checkpoint-16")
+    for name in names:
+        cut = tmp_path / "checkpoint-16" / name
+        all_of_it = cut.read_bytes()
+        for end in (0, 1, len(all_of_it) // 2, len(all_of_it) - 1):
+            cut.write_bytes(all_of_it[:end])
+            assert finetune.last_checkpoint(tmp_path) == str(whole), (name, end)
+        cut.write_bytes(all_of_it)
+
+
+def test_large_arrays_of_other_numbers_have_other_checkpoints():
+    one, other = np.zeros(10_000), np.zeros(10_000)
+    other[5_000] = 1
+    assert finetune.checkpoints("mamba", [one]) != finetune.checkpoints("mamba", [other])
 
 
 def test_other_settings_or_processes_have_other_checkpoints(monkeypatch):

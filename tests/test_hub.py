@@ -11,7 +11,9 @@ import ssl
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import httpx
 import pandas as pd
 import pytest
 from rehearsal.hub import LocalHub
@@ -782,3 +784,57 @@ def test_importing_the_data_module_is_instant_and_brings_neither_torch_nor_trans
     ]
     assert not {"torch", "transformers", "datasets", "pandas", "huggingface_hub"} & set(runs[0])
     assert min(float(run[0]) for run in runs) < 0.05
+
+
+# ---- further hands --------------------------------------------------------------------------------------------------
+
+
+def raised(call) -> Exception:
+    with pytest.raises(Exception) as error:
+        call()
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [
+        (lambda tmp: (tmp / "file" / "hub").mkdir(parents=True), "could not be written to .*/file/hub .*HF_HOME"),
+        (lambda tmp: Path("/proc/x").mkdir(), "could not be written to /proc/x .*HF_HOME"),
+        (lambda tmp: "hf_\u00e9".encode("ascii"), "HF_TOKEN is no token"),
+        (lambda tmp: httpx.Client(proxy="nonsense://x"), "proxy that is set cannot be used"),
+        (lambda tmp: httpx.Client(proxy="socks5://127.0.0.1:9"), "proxy that is set cannot be used"),
+    ],
+    ids=["a file as HF_HOME", "a home that is read-only", "a token", "a proxy", "a proxy that needs a package"],
+)
+def test_what_a_hand_wrote_into_the_environment_is_named(problem, says, tmp_path):
+    from shared.hub import fetch
+
+    (tmp_path / "file").touch()
+    error = raised(lambda: problem(tmp_path))
+    said = fetch._explained("the list of files of alpaca", "alpaca", ALPACA, error)
+    assert re.search(says, str(said)) and one_sentence(f"{type(said).__name__} {said}")
+
+
+@pytest.mark.parametrize(
+    "index", ['{"weight_map": {"a": "../x.safetensors"}}', "[]", '{"weight_map": {"a": null}}', ""]
+)
+def test_a_damaged_list_of_parts_is_shown_as_not_whole(index, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    from shared.hub import store
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = store.snapshot(SOURCES["mamba-130m"])
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert store.cached().complete.to_dict() == {"mamba-130m": False}
+
+
+@pytest.mark.parametrize("home", ["~no-such-user/x", "~", " ", "relative", "/dev/null"])
+def test_any_home_of_the_caches_can_be_looked_into(home, monkeypatch):
+    from shared.hub import store
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", home)
+    assert store.arrow(ALPACA).name == ALPACA.config
+    store.cached()

@@ -1,6 +1,7 @@
 """What is free, what code takes and what a cache holds. The CPU is real; GPUs are played by their answers."""
 
 import gc
+import os
 import random
 import signal
 import threading
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from shared import memory, models
-from shared.machine import guard, meters, pool
+from shared.errors import BadInput, CourseError
+from shared.machine import guard, holders, meters, pool
 
 MB = 1_000_000
 
@@ -162,6 +164,37 @@ def test_available_without_proc_asks_psutil(host):
     host.meminfo.unlink()
     assert pool.available("cpu") == pytest.approx(psutil.virtual_memory().available, rel=0.05)
     assert pool.host("SwapTotal") == psutil.swap_memory().total
+
+
+@pytest.mark.parametrize("said", [b"", b"MemTotal: 16 GB\nMemFree: 3 GB\n", b"MemTotal: 16000000 kB\n", b"\xff\0 x"])
+def test_a_meminfo_that_does_not_say_enough_is_left_aside(said, host):
+    import psutil
+
+    host.meminfo.write_bytes(said)
+    assert pool.host("MemTotal") == psutil.virtual_memory().total
+    assert pool.available("cpu") == pytest.approx(psutil.virtual_memory().available, rel=0.05)
+
+
+def test_without_any_proc_the_c_library_is_asked(host, monkeypatch):
+    import psutil
+
+    expected = psutil.virtual_memory()
+    host.meminfo.unlink()
+    monkeypatch.setattr(psutil, "PROCFS_PATH", "/nowhere")
+    assert pool.host("MemTotal") == pytest.approx(expected.total, rel=0.01)
+    assert 0 < pool.available("cpu") <= expected.total and pool.host("SwapTotal") == 0
+    assert list(holders.processes()) == []
+
+
+@pytest.mark.parametrize("limit", ["max", "", "lots", "-1", "9223372036854771712"])
+@pytest.mark.parametrize("usage", ["5", "", "x", None])
+def test_a_limit_of_the_control_group_that_is_none_limits_nothing(limit, usage, host):
+    free = pool.available("cpu")
+    (host.process / "cgroup").write_text("0\n\n::\nx:y\n0::relative\n4:memory:/a\n0::/\n")
+    (host.cgroups / "memory.max").write_text(limit)
+    if usage is not None:
+        (host.cgroups / "memory.current").write_text(usage)
+    assert pool.available("cpu") == free
 
 
 def test_available_on_this_machine_is_at_most_what_it_has():
@@ -420,6 +453,97 @@ def test_a_thread_that_cannot_start_leaves_no_tracker(monkeypatch):
     with pytest.raises(RuntimeError, match="new thread"), memory.track("cpu"):
         pass
     assert not memory._active and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def of_the_process() -> tuple:
+    names = [thread.name for thread in threading.enumerate()]
+    return names, list(memory._active), [signal.getsignal(number) for number in memory.STOPS]
+
+
+def test_a_tracker_is_entered_once_and_read_after_it():
+    before = of_the_process()
+    tracker = memory.track("cpu")
+    for read in (lambda: tracker.peak_bytes, tracker.phases, lambda: tracker.mark("a")):
+        with pytest.raises(CourseError, match="Nothing was tracked"):
+            read()
+    with tracker, pytest.raises(CourseError, match="watches one block, once"), tracker:
+        pass
+    with pytest.raises(CourseError, match="watches one block, once"), tracker:
+        pass
+    assert tracker.peak_bytes >= 0 and of_the_process() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
+def test_tracking_a_gpu_that_is_not_there_is_one_sentence():
+    with pytest.raises(BadInput, match="torch finds 0 GPUs"):
+        memory.track("cuda")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM])
+def test_a_handler_that_raises_ends_the_block_and_nothing_stays(number):
+    def stop(*_):
+        raise SystemExit(3)
+
+    own = signal.signal(number, stop)
+    try:
+        before = of_the_process()
+        with pytest.raises(SystemExit), memory.track("cpu"):
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        assert of_the_process() == before
+    finally:
+        signal.signal(number, own)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_generator_that_is_closed_early_leaves_nothing(elsewhere):
+    def steps():
+        with memory.track("cpu"):
+            yield 1
+
+    before = of_the_process()
+    generator, failed = steps(), []
+    next(generator)
+
+    def close():
+        try:
+            generator.close()
+        except Exception as error:
+            failed.append(error)
+
+    if elsewhere:
+        thread = threading.Thread(target=close)
+        thread.start()
+        thread.join()
+    else:
+        close()
+    names, active, handlers = of_the_process()
+    assert not failed and (names, active) == before[:2]
+    if elsewhere:  # no other thread can take its handler back; it passes on
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        for number, handler in zip(memory.STOPS, before[2], strict=True):
+            signal.signal(number, handler)
+    else:
+        assert handlers == before[2]
+
+
+def test_a_thread_can_track_while_the_main_one_does():
+    peaks = []
+
+    def inside():
+        with memory.track("cpu") as inner:
+            kept = torch.ones(5_000_000)
+        peaks.append(inner.peak_bytes)
+        del kept
+
+    before = of_the_process()
+    with memory.track("cpu") as outer:
+        thread = threading.Thread(target=inside)
+        thread.start()
+        thread.join()
+    assert 15e6 < peaks[0] <= outer.peak_bytes + 5e6 and of_the_process() == before
 
 
 def test_an_inner_tracker_does_not_take_the_outer_ones_peak_away():

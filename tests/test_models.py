@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -352,6 +353,16 @@ def test_cache_bytes_grow_with_tokens_and_rows_as_predicted(tokens, batch, name)
     size = models.size(name, torch.float32)
     assert held.kv == batch * tokens * size.kv_bytes_per_token
     assert held.conv + held.recurrent == batch * size.state_bytes
+
+
+@pytest.mark.parametrize("name", models.TINY)
+def test_cache_bytes_are_the_sum_over_layers_and_over_rows(name):
+    cache = prefill(shipped(name), 20, 3)[1]
+    layers = [memory.cache_bytes(SimpleNamespace(layers=[layer])) for layer in cache.layers]
+    rows = [memory.cache_bytes(prefill(shipped(name), 20, batch)[1]) for batch in (1, 2)]
+    for kind in ("kv", "conv", "recurrent", "total"):
+        whole = getattr(memory.cache_bytes(cache), kind)
+        assert whole == sum(getattr(layer, kind) for layer in layers) == sum(getattr(row, kind) for row in rows)
 
 
 @functools.cache

@@ -1,11 +1,16 @@
 """An interrupted sweep loses no finished result, counts none twice, and never mixes results of other settings."""
 
+import datetime
+import math
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -74,9 +79,48 @@ def test_numbers_of_numpy_and_torch_are_kept(build):
     assert kept == {"mean": 0.5, "count": 3, "each": [0, 1], "loss": 1.5} == results.Sweep("s").keep("a", dict)
 
 
-def test_what_no_table_can_hold_is_one_sentence(build):
-    with pytest.raises(TypeError, match=r"cannot hold object: give numbers"):
-        results.Sweep("s").keep("a", object)
+@dataclass
+class Point:
+    x: np.int64
+    y: tuple
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (Path("a/b"), "a/b"),
+        (datetime.date(2026, 1, 2), "2026-01-02"),
+        (pd.Timestamp("2026-01-02"), "2026-01-02T00:00:00"),
+        ({3, 1}, [1, 3]),
+        (Point(np.int64(1), (np.float32(0.5), None)), {"x": 1, "y": [0.5, None]}),
+        (torch.bfloat16, "torch.bfloat16"),
+        (torch.device("cpu"), "cpu"),
+        (torch.tensor([1.5], requires_grad=True), [1.5]),
+        (np.bool_(True), True),
+        (Decimal("0.10"), "0.10"),
+        (pd.Series([1, 2]), [1, 2]),
+        (pd.DataFrame({"a": [1]}), {"a": {"0": 1}}),
+        ({np.int64(1): np.int64(2), None: 3, torch.float16: 4}, {"1": 2, "None": 3, "torch.float16": 4}),
+        (math.inf, math.inf),
+        ("lone \udcff", "lone \udcff"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_measurement_returns_is_kept(build, value, kept):
+    """Also as a setting, and read again as it was first given back."""
+    assert results.Sweep("s", made_of=value).keep(3, lambda: {"row": value}) == {"row": kept}
+    assert results.Sweep("s", made_of=value).keep(3, dict) == {"row": kept}
+
+
+def test_a_result_that_is_no_number_is_kept_as_none(build):
+    assert math.isnan(results.Sweep("s").keep("a", lambda: np.float32("nan")))
+    assert math.isnan(results.Sweep("s").keep("a", dict))
+
+
+@pytest.mark.parametrize("value", [object(), torch.nn.Linear(1, 1), int, b"bytes", 1j, {"a": [object()]}])
+def test_what_no_table_can_hold_is_one_sentence(build, value):
+    with pytest.raises(BadInput, match=r"^A result of a sweep cannot hold \w+: give numbers, text, lists or dicts\.$"):
+        results.Sweep("s").keep("a", lambda: value)
 
 
 def test_the_date_alone_does_not(build, monkeypatch):

@@ -1,5 +1,6 @@
 """What lab 2.4.3 takes from shared/kits/routing.py: texts through a model, pushed routers, p values of many layers."""
 
+import copy
 import itertools
 
 import pytest
@@ -56,6 +57,11 @@ def test_one_text_is_taken_as_a_list_of_it_and_what_is_no_text_is_refused(olmoe)
             routing.route(*olmoe, ["one text", wrong])
     with pytest.raises(BadInput, match="without a tokenizer"):
         routing.route(olmoe[0], None, ["one text"])
+    with pytest.raises(BadInput, match=r"^Text 1 has a lone surrogate, '\\udcff', at character 4, "):
+        routing.route(*olmoe, ["one text", "some\udcff"])
+    for wrong in (5, None):
+        with pytest.raises(BadInput, match=f"A text to route .* not of type {type(wrong).__name__}"):
+            routing.route(*olmoe, wrong)
 
 
 WRITTEN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -73,6 +79,30 @@ def test_every_token_of_any_texts_goes_to_k_experts_of_each_layer(olmoe, texts):
         counts = torch.bincount(real.flatten(), minlength=routing.number_of_experts(model))
         assert counts.sum() == tokens * model.config.num_experts_per_tok and counts.max() <= tokens
         assert (chosen[routed.tokens < 0] == -1).all() and (routed.weights[layer][routed.tokens >= 0] >= 0).all()
+
+
+def counts(model, tokenizer, texts) -> dict[int, torch.Tensor]:
+    """How often each expert of each layer is chosen, each text by itself."""
+    E = routing.number_of_experts(model)
+    chosen = routing.route(model, tokenizer, texts, batch=1).indices
+    return {layer: torch.bincount(indices[indices >= 0], minlength=E) for layer, indices in chosen.items()}
+
+
+@given(texts=st.lists(WRITTEN, min_size=2, max_size=4), data=st.data())
+@settings(max_examples=6)
+def test_counts_of_documents_add_up_and_follow_a_permutation_of_the_experts(olmoe, texts, data):
+    model, tokenizer = olmoe
+    whole, cut = counts(model, tokenizer, texts), data.draw(st.integers(1, len(texts) - 1))
+    parts = counts(model, tokenizer, texts[:cut]), counts(model, tokenizer, texts[cut:])
+    assert all(torch.equal(whole[layer], parts[0][layer] + parts[1][layer]) for layer in whole)
+    order = torch.tensor(data.draw(st.permutations(range(routing.number_of_experts(model)))))
+    other = copy.deepcopy(model)
+    for layer, router in routing.routers(other).items():
+        for module in (router, experts.experts_modules(other)[layer]):
+            for parameter in module.parameters():  # each has the experts first
+                parameter.data = parameter.data[order]
+    permuted = counts(other, tokenizer, texts)
+    assert all(torch.equal(permuted[layer], whole[layer][order]) for layer in whole)
 
 
 def test_a_tokenizer_that_writes_the_start_itself_does_not_get_a_second_one(olmoe):

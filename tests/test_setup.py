@@ -315,6 +315,23 @@ def test_interrupted_setup_is_redone_and_a_running_one_is_left_alone(clone, offl
     assert "Making .venv" in again.stdout and "torch" in installed(clone)
 
 
+@pytest.mark.parametrize("before", ["nothing", "a broken .venv"])
+def test_of_two_first_setups_at_once_one_makes_venv_and_the_other_says_so(clone, tmp_path, before):
+    if before != "nothing":
+        (clone / ".venv").mkdir()
+    slow = f'case "$2" in *_base_exec*) echo "$0" ;; venv) sleep 1; exit 1 ;; *) exec "{BASE_PYTHON}" "$@" ;; esac'
+    command = ["make", "setup", f"PYTHON={executable(tmp_path / 'python3', slow)}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, cwd=clone, **pipes) for _ in range(2)]
+    outputs = [process.communicate() for process in both]
+    ended = [
+        subprocess.CompletedProcess(command, process.returncode, *output)
+        for process, output in zip(both, outputs, strict=True)
+    ]
+    first, second = sorted(map(stop_sentence, ended))
+    assert "another set-up is at work in this folder" in first and "venv failed" in second
+
+
 # --- A clone as git makes it ------------------------------------------------------------------------------------------
 
 

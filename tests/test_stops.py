@@ -18,6 +18,7 @@ from rehearsal import models as stand_ins
 
 from shared import files, notebooks
 from shared.errors import BadInput
+from shared.kits import plans
 from shared.notebooks import __main__ as command
 from shared.notebooks import launch, notice
 
@@ -367,6 +368,54 @@ def test_a_copy_of_an_exercise_gets_the_answer_too(labs):
     nbformat.write(notebook, path)
     solved = notebooks.solve("2.4.1")
     assert solved.cells[-1].source == notebooks.answers("2.4.1")["ex-measure"]
+
+
+def text(cell: dict, kind: str) -> dict:
+    return {key: value for key, value in cell.items() if key in ("id", "metadata", "source")} | {"cell_type": kind}
+
+
+HANDS = {  # what a hand or a program does to the exercise's cell, or to the cell with the parameters
+    "markdown": lambda cells, ex, first: cells.__setitem__(ex, text(cells[ex], "markdown")),
+    "raw": lambda cells, ex, first: cells.__setitem__(first, text(cells[first], "raw")),
+    "an id twice": lambda cells, ex, first: cells[first].update(id=cells[ex]["id"]),
+    "a number as id": lambda cells, ex, first: cells[ex].update(id=7),
+    "a list as id": lambda cells, ex, first: cells[ex].update(id=["x"]),
+    "no tags": lambda cells, ex, first: cells[ex]["metadata"].update(tags=None),
+    "a word as tags": lambda cells, ex, first: cells[ex]["metadata"].update(tags="exercise"),
+    "no outputs": lambda cells, ex, first: [cell.pop("outputs", cell.pop("execution_count", None)) for cell in cells],
+    "another order": lambda cells, ex, first: cells.reverse(),
+}
+
+
+@pytest.mark.parametrize("deed", HANDS)
+def test_a_lab_is_solved_whatever_a_hand_did_to_its_cells(deed, labs):
+    path = notebooks.path_of("2.4.1")
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    place = {cell["id"]: number for number, cell in enumerate(notebook["cells"])}
+    HANDS[deed](notebook["cells"], place["ex-measure"], place["parameters"])
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    solved = notebooks.solve("2.4.1")
+    nbformat.validate(solved)
+    code = {cell.id: cell.source for cell in solved.cells if cell.cell_type == "code"}
+    assert code["ex-measure"] == notebooks.answers("2.4.1")["ex-measure"] and "SCALE" in code["parameters"]
+    assert len(notebooks.tagged(solved, "parameters")) == 1 and plans.default_settings("2.4.1")
+
+
+@pytest.mark.parametrize(("cell", "source"), [("settings", None), ("settings", "x = (("), ("parameters", "1 / 0")])
+def test_settings_that_cannot_be_read_are_one_sentence_and_doctor_shows_the_other_labs(cell, source, labs):
+    import facts
+
+    path = notebooks.path_of("2.4.1")
+    notebook = nbformat.read(path, as_version=4)
+    (changed,) = [one for one in notebook.cells if one.id == cell]
+    if source is None:
+        notebook.cells.remove(changed)
+    else:
+        changed.source = source
+    nbformat.write(notebook, path)
+    with pytest.raises(BadInput, match=r"^The settings of lab 2\.4\.1 cannot be read .*git restore [^\n]*$"):
+        plans.default_settings("2.4.1")
+    assert all("cannot be read" in row["why"] for row in facts.rows("2.4.1", facts.gpu()))
 
 
 def test_a_deleted_exercise_and_a_deleted_end_name_the_cell_and_the_remedy(labs):

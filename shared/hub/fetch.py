@@ -265,6 +265,21 @@ def _explained(what: str, name: str, source: Source, problem: Exception) -> Exce
         return DiskFull(too_small(name, source, "it is full"))
     if untrusted := next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None):
         return Missing(f"{what} could not be fetched: {_untrusted(constants.ENDPOINT, untrusted)}.")
+    where = next((c for c in causes if isinstance(c, OSError) and c.filename), None)
+    if where and where.errno in (errno.ENOTDIR, errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOENT):
+        return Missing(
+            f"{what} could not be written to {where.filename} ({where.strerror}): set HF_HOME to a folder that you may "
+            "write in, then try again."
+        )
+    if any(isinstance(cause, UnicodeEncodeError) for cause in causes):
+        return Missing(f"{what} could not be fetched: HF_TOKEN is no token, it has letters beyond ASCII: unset it.")
+    if any(
+        isinstance(cause, ImportError) or "proxy" in str(cause).lower() for cause in causes
+    ):  # socks wants a package
+        return Missing(
+            f"{what} could not be fetched: a proxy that is set cannot be used ({causes[-1]}): write HTTPS_PROXY and "
+            "ALL_PROXY as http://host:port, or unset them."
+        )
     status = next((c.response.status_code for c in causes if getattr(c, "response", None) is not None), None)
     if isinstance(problem, errors.GatedRepoError) or status == 403:
         why = f"{page} is gated: accept its terms there, then log in with `hf auth login`"

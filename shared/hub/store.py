@@ -40,7 +40,7 @@ def arrow(source: Source) -> Path:
 
     # datasets.config reads the same variables; importing it takes a second.
     home = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
-    return Path(home).expanduser() / source.repo.replace("/", "___") / source.config
+    return Path(os.path.expanduser(home)) / source.repo.replace("/", "___") / source.config
 
 
 def mark(source: Source, split: str) -> Path:
@@ -100,9 +100,16 @@ def cached():
         # Content that two sources share counts for both: each of them alone would need it.
         sizes = [sum(path.stat().st_size for path in mine if path.exists()), _size(arrow(source))]
         if any(sizes):
-            rows.append((name, *sizes, local(name) is not None, ", ".join(source.labs), str(storage(source))))
+            rows.append((name, *sizes, _is_complete(name), ", ".join(source.labs), str(storage(source))))
     columns = ["name", "download_bytes", "arrow_bytes", "complete", "labs", "folder"]
     return pd.DataFrame(rows, columns=columns).set_index("name")
+
+
+def _is_complete(name: str) -> bool:
+    try:
+        return local(name) is not None
+    except DamagedCheckpoint:
+        return False
 
 
 def clear_cache(name: str, dry_run: bool = True) -> int:

@@ -12,12 +12,14 @@ import json
 import os
 import shutil
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -27,7 +29,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from shared import data, files, models
+from shared import data, files, models, results
 from shared.errors import BadInput, NotEnoughMemory
 from shared.machine import guard, pool
 from shared.models import sizes
@@ -245,7 +247,7 @@ def checkpoints(name: str, settings: object) -> Path:
     settings: all that the training is made of, its rows and its adapters' configs too: with others it is another one.
     """
     made_of = [settings, os.environ.get("WORLD_SIZE", "1")]
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=_plain).encode()).hexdigest()[:8]
+    key = hashlib.sha256(json.dumps(results.plain(made_of), sort_keys=True).encode()).hexdigest()[:8]
     if "WORLD_SIZE" in os.environ:
         return files.BUILD / "finetune" / f"{name}-{key}"
     numbered = itertools.chain([f"{name}-{key}"], (f"{name}-{key}-{number}" for number in itertools.count(2)))
@@ -259,21 +261,12 @@ def _holds(folder: Path) -> bool:
     return folder in held
 
 
-def _plain(value: object) -> object:
-    """A tensor, a set or a config as what JSON knows, the same in every process."""
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(str, value))
-    return value.to_dict() if hasattr(value, "to_dict") else str(value)
-
-
 def last_checkpoint(folder: Path) -> str | None:
     """The newest whole checkpoint in the folder that all processes have, each on its own machine's disk.
 
-    A checkpoint's state is written last: without one it was cut off. That a training goes on from one is printed.
+    That a training goes on from one is printed.
     """
-    whole = {path.parent.name for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size}
+    whole = {path.name for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal() and _is_whole(path)}
     if torch.distributed.is_initialized():
         everywhere: list = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(everywhere, whole)
@@ -284,6 +277,19 @@ def last_checkpoint(folder: Path) -> str | None:
     if os.environ.get("RANK", "0") == "0":
         print(f"The same training was stopped: it goes on after step {step}.", flush=True)
     return str(folder / f"checkpoint-{step}")
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether each file of a checkpoint reaches its end: the state, which is written last, the weights, torch's own."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        for path in checkpoint.glob("*.safetensors"):
+            with safe_open(path, "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    saved = (path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin"))
+    return all(map(zipfile.is_zipfile, saved))
 
 
 def finish(trainer: Trainer) -> None:

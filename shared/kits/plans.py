@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 
 from shared import data, evaluate, notebooks, scan, timing
+from shared.errors import BadInput
 from shared.kits import counting, forecast
 from shared.kits.counting import Work
 from shared.kits.forecast import Machine
@@ -189,16 +190,27 @@ def lab(number: str, settings: dict, weights: str = "trained", bits: int = 16, o
 
 
 def default_settings(number: str, scale: str = "full") -> dict:
-    """The settings of a lab at a scale, from the statement of its notebook that assigns them."""
+    """The settings of a lab at a scale, from the statement of its notebook that assigns them.
+
+    Raises: BadInput where the cells that say them are gone or do not run.
+    """
     cells = {cell.id: cell.source for cell in notebooks.read(number).cells}
     scope = {"torch": torch}
-    exec(cells["parameters"], scope)
-    for statement in ast.parse(cells["settings"]).body:
-        if isinstance(statement, (ast.Assign, ast.AugAssign)):
-            exec(compile(ast.Module([statement], []), number, "exec"), scope)
-        if "SETTINGS" in scope:
-            return scope["SETTINGS"][scale]
-    raise ValueError(f"Lab {number} has no SETTINGS in its cell `settings`: add them, or leave it out of the plans.")
+    try:
+        exec(cells["parameters"], scope)
+        for statement in ast.parse(cells["settings"]).body:
+            if isinstance(statement, (ast.Assign, ast.AugAssign)):
+                exec(compile(ast.Module([statement], []), number, "exec"), scope)
+            if "SETTINGS" in scope:
+                break
+        return scope["SETTINGS"][scale]
+    except Exception as problem:  # whatever a student wrote there
+        path = notebooks.path_of(number)
+        raise BadInput(
+            f"The settings of lab {number} cannot be read from its cells `parameters` and `settings` "
+            f"({type(problem).__name__}: {problem}): keep your file under another name, then take the course's own "
+            f"again: {notebooks.remedy(path)}."
+        ) from None
 
 
 def needs(number: str, scale: str) -> str:

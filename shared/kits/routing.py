@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shared import data, experts
+from shared import data, experts, models
 from shared.errors import BadInput
 
 LONGEST = 256  # tokens: the window that the tiny models were trained with
@@ -35,15 +35,18 @@ def route(model: nn.Module, tokenizer, texts: str | Sequence[str], batch: int = 
     texts: one text or several.
     Raises: BadInput for no text, an empty one or what is none; what `experts.capture` raises.
     """
+    data.check_model(model)
     start, texts = data.start_token(tokenizer), data.several(texts, str)
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise BadInput(f"A text to route is a str, not of type {type(wrong[0]).__name__}.")
+    for number, text in enumerate(texts):
+        data.check_text(text, f"Text {number}")
     ids = [row[row[:1] == [start] :] for row in tokenizer(texts)["input_ids"]] if texts else []  # some begin with it
     if not ids or not all(ids):
         raise BadInput("There is nothing to route in an empty text.")
     ids = [[start, *row][: longest + 1] for row in ids]
     device = next(model.parameters()).device
-    with experts.capture(model) as trace:
+    with experts.capture(model) as trace, models.in_eval(model):
         for first in range(0, len(ids), batch):
             rows = [torch.tensor(row) for row in ids[first : first + batch]]
             padded = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)

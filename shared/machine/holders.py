@@ -27,7 +27,11 @@ def processes() -> Iterator[tuple["psutil.Process", int, int]]:
     import psutil
 
     on_gpu = _gpu_bytes()
-    for process in psutil.process_iter():
+    try:
+        every = list(psutil.process_iter())
+    except (OSError, psutil.Error):  # a sandbox that shows none
+        return
+    for process in every:
         with suppress(psutil.Error):  # it has ended, or is another user's
             if process.pid != os.getpid():
                 yield process, process.memory_info().rss, on_gpu.get(process.pid, 0)
@@ -52,9 +56,9 @@ def _gpu_bytes() -> dict[int, int]:
     """Process id -> bytes that it holds on the GPU, as nvidia-smi has it; RSS does not show them."""
     ask = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
     try:
-        rows = subprocess.run(ask, capture_output=True, text=True, timeout=5).stdout.splitlines()
+        said = subprocess.run(ask, capture_output=True, text=True, errors="replace", timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return {}
     # MiB, or [N/A]; and where it fails, a sentence instead of rows.
-    pairs = [re.fullmatch(r"(\d+), *(\d+)", row.strip()) for row in rows]
+    pairs = [re.fullmatch(r"(\d+), *(\d+)", row.strip()) for row in said.stdout.splitlines()]
     return {int(pair[1]): int(pair[2]) * 2**20 for pair in pairs if pair}

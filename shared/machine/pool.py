@@ -8,6 +8,7 @@ Three kinds of machine, three truths:
 All sizes are bytes.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from shared.errors import BadInput
 from shared.machine import meters
 
 MEMINFO = Path("/proc/meminfo")
+SYSCONF = {"MemTotal": "PHYS", "MemAvailable": "AVPHYS"}
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -77,18 +79,30 @@ def meminfo() -> dict[str, int]:
 
     MemAvailable counts page cache as free. A kernel that does not say it (a sandbox's) has what this adds up.
     """
-    if not MEMINFO.exists():
-        import psutil
-
-        all_of_it, swap = psutil.virtual_memory(), psutil.swap_memory()
-        found = {"MemTotal": all_of_it.total, "MemAvailable": all_of_it.available}
-        return found | {"SwapTotal": swap.total, "SwapFree": swap.free}
-    fields = re.findall(r"^(\S+):\s+(\d+) kB", MEMINFO.read_text(), re.MULTILINE)
-    found = {field: int(size) * 1024 for field, size in fields}
+    try:
+        text = MEMINFO.read_text(errors="replace")
+    except OSError:  # a Mac, or a sandbox without /proc
+        text = ""
+    found = {field: int(size) * 1024 for field, size in re.findall(r"^(\S+):\s+(\d+) kB$", text, re.MULTILINE)}
+    if "MemTotal" not in found or not {"MemAvailable", "MemFree"} & found.keys():
+        return _counted()
     if "MemAvailable" not in found:
         free = found["MemFree"] + found.get("Buffers", 0) + found.get("Cached", 0)
         found["MemAvailable"] = max(0, free - found.get("Shmem", 0))  # Shmem is in Cached, and no file's
     return found
+
+
+def _counted() -> dict[str, int]:
+    """The fields of `meminfo` as psutil has them, or, where it reads /proc in vain, as the C library does."""
+    import psutil
+
+    try:
+        memory, swap = psutil.virtual_memory(), psutil.swap_memory()
+    except (OSError, ValueError, KeyError, psutil.Error):
+        page = os.sysconf("SC_PAGE_SIZE")
+        return {field: page * os.sysconf(f"SC_{pages}_PAGES") for field, pages in SYSCONF.items()}
+    found = {"MemTotal": memory.total, "MemAvailable": memory.available}
+    return found | {"SwapTotal": swap.total, "SwapFree": swap.free}
 
 
 def host(field: str) -> int:
@@ -99,8 +113,9 @@ def host(field: str) -> int:
 def _cgroup_available() -> list[int]:
     """What each memory limit on the way from this process's control group to the root leaves, versions 1 and 2."""
     left = []
-    groups = (meters.PROCESS / "cgroup").read_text().splitlines() if (meters.PROCESS / "cgroup").exists() else []
-    for number, controllers, group in (line.split(":", 2) for line in groups):
+    for number, controllers, group in re.findall(
+        r"^(\d+):([^:\n]*):(/.*)$", _text(meters.PROCESS / "cgroup"), re.MULTILINE
+    ):
         if number == "0":
             root, limit, usage, cache = CGROUPS, "memory.max", "memory.current", "inactive_file"
         elif "memory" in controllers.split(","):
@@ -115,11 +130,19 @@ def _cgroup_available() -> list[int]:
         # Inside a container the path can belong to the host: then only the last step, the root itself, exists.
         path = root / group.lstrip("/")
         for folder in [path, *path.parents]:
-            if (folder / limit).exists() and (most := (folder / limit).read_text().strip()) != "max":
-                stat = (folder / "memory.stat").read_text() if (folder / "memory.stat").exists() else ""
-                reclaimable = re.search(rf"^{cache} (\d+)", stat, re.MULTILINE)
-                used = int((folder / usage).read_text()) - (int(reclaimable[1]) if reclaimable else 0)
-                left.append(max(0, int(most) - used))
+            most, used = (_text(folder / name).strip() for name in (limit, usage))
+            if most.isdecimal() and used.isdecimal():  # not "max", and both there
+                reclaimable = re.search(rf"^{cache} (\d+)", _text(folder / "memory.stat"), re.MULTILINE)
+                cached = int(reclaimable[1]) if reclaimable else 0
+                left.append(max(0, int(most) - int(used) + cached))
             if folder == root:
                 break
     return left
+
+
+def _text(path: Path) -> str:
+    """What a file of the kernel says; nothing where there is none or it cannot be read."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

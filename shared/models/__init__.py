@@ -14,7 +14,7 @@ from shared.errors import (
 )
 from shared.models.fitting import Fit, fits
 from shared.models.loading import from_config, from_folder, load, tiny_tokenizer, tokenizer_of, unload
-from shared.models.running import check_context, fingerprint, forward, path, positions
+from shared.models.running import check_context, fingerprint, forward, in_eval, path, positions
 from shared.models.sizes import MODELS, TINY, ModelSize, size
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "forward",
     "from_config",
     "from_folder",
+    "in_eval",
     "load",
     "path",
     "positions",

@@ -3,7 +3,8 @@
 import hashlib
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -24,6 +25,18 @@ def forward(model, input_ids: torch.Tensor, cache=None, keep: int = 1, use_cache
     output = model(input_ids, use_cache=use_cache, logits_to_keep=keep, **given)
     # Some models make all logits whatever they are asked.
     return output.logits[:, -keep:], getattr(output, name, None)
+
+
+@contextmanager
+def in_eval(model) -> Iterator[None]:
+    """Inside the with, a model that trains runs without dropout; each of its modules goes on as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def positions(model) -> float:

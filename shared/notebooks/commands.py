@@ -11,7 +11,9 @@ import os
 import re
 import sys
 import traceback
+import urllib.parse
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -94,7 +96,10 @@ def program(stopped: str = "Stopped.") -> Callable[[Callable], Callable[..., int
     def decorate(main: Callable[..., int | None]) -> Callable[..., int]:
         @functools.wraps(main)
         def ended(*arguments) -> int:
+            with suppress(AttributeError):  # what stands in the place of a stream need not have it
+                sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that does not know a letter of a path
             try:
+                _check_endpoint()
                 code = main(*arguments)
                 sys.stdout.flush()
                 return int(code or 0)
@@ -114,6 +119,17 @@ def program(stopped: str = "Stopped.") -> Callable[[Callable], Callable[..., int
         return ended
 
     return decorate
+
+
+def _check_endpoint() -> None:
+    """Raise BadInput where the address of the hub has a port that is none: its client cannot even be imported then."""
+    address = os.environ.get("HF_ENDPOINT", "")
+    try:
+        _ = urllib.parse.urlsplit(address).port
+    except ValueError as problem:
+        raise BadInput(
+            f"HF_ENDPOINT={address} is no address ({problem}): unset it, or write one such as https://huggingface.co."
+        ) from None
 
 
 def alone(command: str, folder: Path) -> TextIO:

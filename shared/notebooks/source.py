@@ -118,20 +118,29 @@ def _is_cell(cell) -> bool:
 
 
 def _identify(notebook, lab: str) -> None:
-    """Give cells their ids and tags back that a program left out when it saved them (Colab), by the names in them."""
+    """Give cells their ids and tags back that a program left out when it saved them (Colab), by the names in them.
+
+    A cell of the course that was turned into text is code again.
+    """
     for cell in notebook.cells:
-        cell.setdefault("id", cell.metadata.get("id"))  # where Colab puts it
+        _complete(cell)
     marks = {"parameters": ("parameters", r"SCALE *="), "settings": (None, r"SETTINGS *=")}
     for exercise in answers(lab) if solutions_path(lab).exists() else ():
         name = _name(exercise)
         marks[exercise] = ("exercise", rf"(?:def|class) {name}\b")
         marks[exercise.replace("ex-", "check-", 1)] = ("check", rf"{name} *= *check\.{name}\(")
-    for cell_id, (tag, pattern) in marks.items():
+    fits = {cell_id: re.compile(f"^{pattern}", re.MULTILINE).search for cell_id, (_, pattern) in marks.items()}
+    for cell_id, (tag, _) in marks.items():
         same = [cell for cell in notebook.cells if cell.id == cell_id]
-        code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.id not in marks]
-        same += [cell for cell in code if re.search(f"^{pattern}", cell.source, re.MULTILINE)]
+        same.sort(key=lambda cell: not fits[cell_id](cell.source))  # of several with one id, the one with its name
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        other = [cell for cell in code if cell.id not in fits or not fits[cell.id](cell.source)]
+        same += [cell for cell in other if fits[cell_id](cell.source)]
         if same:
             same[0].id = cell_id
+            if same[0].cell_type != "code":
+                same[0].update(cell_type="code", outputs=[], execution_count=None)
+                same[0].pop("attachments", None)
             if tag and tag not in same[0].metadata.get("tags", []):
                 same[0].metadata.tags = [*same[0].metadata.get("tags", []), tag]
     taken = set()
@@ -140,6 +149,18 @@ def _identify(notebook, lab: str) -> None:
             cell.id = uuid.uuid4().hex[:8]
         taken.add(cell.id)
     notebook.nbformat_minor = max(5, notebook.nbformat_minor)  # the first version with ids
+
+
+def _complete(cell) -> None:
+    """Give a cell what nbformat asks of it, and an id of its own where it has one: None otherwise."""
+    ids = [cell.get("id"), cell.metadata.get("id")]  # Colab writes the second
+    cell.id = next((text for text in ids if isinstance(text, str) and text), None)
+    tags = cell.metadata.get("tags", [])
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        del cell.metadata["tags"]
+    if cell.cell_type == "code":
+        cell.setdefault("outputs", [])
+        cell.setdefault("execution_count", None)
 
 
 def _name(exercise: str) -> str:
