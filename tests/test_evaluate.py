@@ -532,6 +532,7 @@ if rank == 0:
 """
 
 
+@pytest.mark.slow
 def test_what_one_process_cannot_read_stops_them_all_and_none_waits(tmp_path):
     command = [sys.executable, "-c", TWO, str(tmp_path / "store")]
     done = subprocess.run(command, cwd=files.ROOT, capture_output=True, text=True, timeout=60)

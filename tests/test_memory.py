@@ -175,6 +175,7 @@ def test_a_meminfo_that_does_not_say_enough_is_left_aside(said, host):
     assert pool.available("cpu") == pytest.approx(psutil.virtual_memory().available, rel=0.05)
 
 
+@pytest.mark.slow
 def test_without_any_proc_the_c_library_is_asked(host, monkeypatch):
     import psutil
 
