@@ -241,7 +241,7 @@ def mamba_inference(plan: Plan, s) -> None:
     if plan.weights == "trained":
         plan.part("a document", plan.read(mamba, 12 * middle, middle), "document-speed")
     steps = [plan.write(name, 256, 43) for name in s.pair.values()]
-    plan.part("profiles of a step", again + sum(steps), "operations")
+    plan.part("profiles of a step", again + sum(steps), "operations-profiles")
 
 
 def mamba_architecture(plan: Plan, s) -> None:
