@@ -5,10 +5,12 @@ import json
 import math
 import re
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import numbers, published_bytes
+from torch import nn
 
 from shared import files, notebooks, reference
 from shared.kits import profiles
@@ -197,6 +199,19 @@ def test_the_library_is_wrong_when_a_cache_goes_on_by_several_tokens(said):
     assert "right to 1e-4: True" in course
 
 
+def one_channel() -> SimpleNamespace:
+    """A mixer whose convolution reads its input as it is."""
+    return SimpleNamespace(
+        in_proj=lambda x: torch.cat([x, x], 1),
+        conv1d=nn.Conv1d(1, 1, 4),
+        x_proj=nn.Linear(1, 3),
+        dt_proj=nn.Linear(1, 1),
+        A_log=torch.zeros(1, 1),
+        D=torch.ones(1),
+        out_proj=nn.Identity(),
+    )
+
+
 def test_the_numbers_of_the_worked_examples_are_those_of_the_answers(said):
     its, text = notebooks.solution(LAB), {cell.id: cell.source for cell in notebooks.read(LAB).cells}
     decay, written = its.combine((0.5, 1.0), (0.2, 3.0))
@@ -204,6 +219,10 @@ def test_the_numbers_of_the_worked_examples_are_those_of_the_answers(said):
     whole, chunk = said["chunk-example"].splitlines()
     assert numbers(whole) == [1, 1.5, 1.75, 1.875] and numbers(chunk) == [1, 1.5]
     assert all(f"{number}" in text["chunked-exercise"] for number in (0.75, 1.75, 0.375, 1.875))
+    inputs = torch.tensor([[10.0], [20.0], [30.0], [40.0], [50.0]])
+    for cut, window in ((3, (10, 20, 30)), (2, (0, 10, 20))):
+        _, (kept, _) = its.mamba_block(inputs[:cut], one_channel())
+        assert tuple(kept[:, 0].tolist()) == window and f"the window is {window}" in text["block-exercise"]
     one = torch.ones(3, 1)
     alpha = its.hidden_attention(torch.tensor([[1.0], [2.0], [3.0]]), -torch.ones(1, 1), one, one)
     for weight in alpha[0, 2].tolist():
