@@ -248,7 +248,7 @@ def mamba_architecture(plan: Plan, s) -> None:
     plan.part("loading", plan.load(1, *s.pair.values()))
     works = [six_scans(steps, s.width, plan.on) for steps in s.lengths]
     seconds = sum(4 * plan.work(work) for work in works)  # one to warm up, three that count
-    plan.part("six scans over lengths", seconds, "time-and-memory")
+    plan.part("six scans over lengths", seconds, "measure-scans")
 
 
 def moe_exploration(plan: Plan, s) -> None:
