@@ -9,7 +9,7 @@ import torch
 
 from shared import models
 from shared.errors import BadInput, Missing
-from shared.kits import coloured
+from shared.kits import coloured, routing
 
 INDICES = torch.tensor([[3, 1], [0, 3], [2, 0], [-1, -1]])
 WEIGHTS = torch.tensor([[0.7, 0.2], [0.5, 0.25], [0.9, 0.1], [0.0, 0.0]])
@@ -80,6 +80,18 @@ def test_what_a_cut_leaves_of_a_character_is_still_a_token(tokenizer):
     assert coloured.pieces(tokenizer, torch.tensor([-1, *ids, -1]))[1:-1] == coloured.pieces(
         tokenizer, torch.tensor(ids)
     )
+
+
+def test_a_document_says_what_was_left_out_of_it_and_nothing_where_all_is_there(tokenizer):
+    model, _ = models.load("tiny/olmoe", dtype=torch.float32, device="cpu")
+    texts = ["once upon a time. " * 800, "A short one."]
+    routed = routing.route(model, tokenizer, texts)
+    long, short = (coloured.document(tokenizer, routed, 3, 16, number) for number in (0, 1))
+    count = len(tokenizer(texts[0])["input_ids"])
+    assert len(spans(long)) == routing.LONGEST
+    assert f"the first {routing.LONGEST} tokens" in long
+    assert f"did not read the {count - routing.LONGEST:,} after" in long
+    assert "did not read" not in short and "".join(shown.split("|")[0] for _, shown in spans(short)) == texts[1]
 
 
 def test_text_cannot_become_markup():
