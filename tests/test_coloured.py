@@ -122,6 +122,7 @@ def drawing(text: str, layer: int) -> str:
 
 def test_typing_and_choosing_a_layer_draw_again(displayed):
     field, choice, shown = coloured.box(drawing, "start", layers=[1, 3]).children
+    assert field.layout.width == "auto"  # with "100%" its margin would be cut off at the right
     assert shown.value == "<b>start in layer 3</b>"
     field.value = "a < b"
     assert shown.value == "<b>a &lt; b in layer 3</b>"

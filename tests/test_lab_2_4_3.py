@@ -92,7 +92,7 @@ def test_the_examples_by_hand_are_right(course):
     prose = {cell.id: cell.source for cell in notebooks.read(LAB).cells}
     by_hand = course.mutual_information(torch.tensor([[3.0, 1.0], [1.0, 3.0]])).item()
     assert f"= {by_hand:.3f}" in prose["information-by-hand"]
-    assert f"2 = {math.log(2):.3f}" in prose["information-by-hand"]
+    assert f"(2) = {math.log(2):.3f}" in prose["information-by-hand"]
     counts = torch.tensor([[4.0, 0.0], [3.0, 1.0], [1.0, 3.0], [0.0, 4.0]])
     values = {}
     for ones in itertools.combinations(range(4), 2):
