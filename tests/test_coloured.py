@@ -9,7 +9,7 @@ import torch
 
 from shared import models
 from shared.errors import BadInput, Missing
-from shared.kits import coloured
+from shared.kits import coloured, routing
 
 INDICES = torch.tensor([[3, 1], [0, 3], [2, 0], [-1, -1]])
 WEIGHTS = torch.tensor([[0.7, 0.2], [0.5, 0.25], [0.9, 0.1], [0.0, 0.0]])
@@ -82,6 +82,18 @@ def test_what_a_cut_leaves_of_a_character_is_still_a_token(tokenizer):
     )
 
 
+def test_a_document_says_what_was_left_out_of_it_and_nothing_where_all_is_there(tokenizer):
+    model, _ = models.load("tiny/olmoe", dtype=torch.float32, device="cpu")
+    texts = ["once upon a time. " * 800, "A short one."]
+    routed = routing.route(model, tokenizer, texts)
+    long, short = (coloured.document(tokenizer, routed, 3, 16, number) for number in (0, 1))
+    count = len(tokenizer(texts[0])["input_ids"])
+    assert len(spans(long)) == routing.LONGEST
+    assert f"the first {routing.LONGEST} tokens" in long
+    assert f"did not read the {count - routing.LONGEST:,} after" in long
+    assert "did not read" not in short and "".join(shown.split("|")[0] for _, shown in spans(short)) == texts[1]
+
+
 def test_text_cannot_become_markup():
     body = coloured.text(["<img src=x>", "</span>"], INDICES[:2], WEIGHTS[:2], 4)
     assert "<img" not in body and len(spans(body)) == 2
@@ -110,6 +122,7 @@ def drawing(text: str, layer: int) -> str:
 
 def test_typing_and_choosing_a_layer_draw_again(displayed):
     field, choice, shown = coloured.box(drawing, "start", layers=[1, 3]).children
+    assert field.layout.width == "auto"  # with "100%" its margin would be cut off at the right
     assert shown.value == "<b>start in layer 3</b>"
     field.value = "a < b"
     assert shown.value == "<b>a &lt; b in layer 3</b>"

@@ -177,6 +177,32 @@ def test_bars_groups_dots_points_and_intervals_are_named_and_complete():
     plt.close(fig)
 
 
+def test_a_name_stands_at_the_left_of_its_mark_where_it_is_asked_to():
+    fig, ax = plots.figure()
+    plots.points(ax, {"one": (1, 2, "moe"), "two": (1, 2.1, "hybrid")}, left=["two"])
+    fig.canvas.draw()
+    boxes = {text.get_text(): text.get_window_extent() for text in ax.texts}
+    assert boxes["two"].x1 < boxes["one"].x0
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("layers, step", [(range(4), 1), (range(1, 28), 3)])
+def test_layers_have_ticks_at_whole_numbers_and_not_too_many(layers, step):
+    fig, ax = plots.figure()
+    plots.curves(ax, {"model": (layers, [1.0] * len(layers), "moe")}, places=layers)
+    assert list(ax.get_xticks()) == list(layers)[::step]
+    plt.close(fig)
+
+
+def test_heat_maps_side_by_side_share_their_names_and_their_bar():
+    fig, axes = plots.figure(panels=2)
+    plots.heat(axes[0], [[1.0], [2.0]], "size", rows=["code", "text"], bar=False)
+    plots.heat(axes[1], [[1.0], [2.0]], "size", rows=["", ""])
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["code", "text"]
+    assert len(fig.axes) == 3 and plots.faults(plots.drawn(fig)) == []
+    plt.close(fig)
+
+
 def test_a_timeline_names_its_phases():
     timeline = pd.DataFrame(
         {"seconds": [0.0, 1.0, 2.0, 3.0], "bytes": [0, 5e6, 9e6, 2e6], "phase": ["load", "load", "prefill", "decode"]}

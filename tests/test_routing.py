@@ -47,6 +47,15 @@ def test_a_long_text_is_cut_and_an_empty_one_refused(olmoe):
         routing.route(*olmoe, ["Story: once", ""])
 
 
+def test_what_is_left_out_of_a_long_text_is_counted(olmoe):
+    lengths = [len(row) for row in olmoe[1](TEXTS)["input_ids"]]
+    assert max(lengths) > routing.LONGEST
+    for longest in (7, routing.LONGEST, max(lengths)):
+        routed = routing.route(*olmoe, TEXTS, longest=longest)
+        read = (routed.tokens >= 0).sum(1)
+        assert (read + routed.left_out).tolist() == lengths and int(read.max()) <= longest
+
+
 def test_one_text_is_taken_as_a_list_of_it_and_what_is_no_text_is_refused(olmoe):
     one = routing.route(*olmoe, "one text")
     assert torch.equal(one.tokens, routing.route(*olmoe, ["one text"]).tokens)
@@ -197,3 +206,43 @@ def test_holm_keeps_the_level_over_many_layers():
     any_false = sum(bool((significance.holm(row) < 0.05).any()) for row in p) / len(p)
     assert any_false < 0.05 + 3 * (0.05 * 0.95 / len(p)) ** 0.5
     assert (p < 0.05).any(1).double().mean() > 0.5  # without it most runs have a false positive
+
+
+@pytest.mark.parametrize("permutations", [99, 999])
+def test_errors_by_chance_hold_for_any_seed_and_are_not_too_wide(permutations):
+    """Many runs of a test without an effect, each with a null of its own: the counts lie between the limits."""
+    low, high = significance.errors_by_chance(200, permutations, share=0.99)
+    generator = torch.Generator().manual_seed(0)
+    nulls = torch.randn(permutations, 2000, generator=generator)
+    p = significance.p_values(nulls, torch.randn(200, 2000, generator=generator))
+    false = (p <= significance.LEVEL).sum(0)
+    assert false.double().mean() == pytest.approx(200 * significance.LEVEL, rel=0.05)
+    inside = ((false >= low) & (false <= high)).double().mean()
+    narrower = ((false > low + 1) & (false < high - 1)).double().mean()
+    assert inside > 0.985 > narrower
+    assert significance.errors_by_chance(200, permutations)[1] > high
+
+
+def test_p_of_many_values_is_that_of_each_alone():
+    null, values = torch.tensor([[0.1], [0.5], [0.9]]), torch.tensor([[1.0], [0.5], [0.0]])
+    assert significance.p_values(null, values).tolist() == [[0.25], [0.75], [1.0]]
+
+
+# ---- last, because it takes the models above away ------------------------------------------------------------------
+
+
+def test_a_reader_goes_on_after_the_model_was_given_back():
+    """After Run All Cells a student scrolls up and types: the lab's last cell has freed the model."""
+    loads = []
+
+    def load():
+        loads.append("load")
+        return models.load("tiny/olmoe", dtype=torch.float32, device="cpu")
+
+    read = routing.reader(*load(), load)
+    before = read(TEXTS[0])
+    models.unload()
+    for _ in range(2):
+        again = read(TEXTS[0])
+        assert all(torch.equal(again.indices[layer], before.indices[layer]) for layer in before.indices)
+    assert len(loads) == 2  # once at the start, once after it was given back

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from shared.errors import CourseError
+from shared.kits.routing import Routed
 
 TOKEN = "color:#000;background-color:{};padding:1px 0 1px 1px;border-radius:3px;white-space:pre-wrap"
 REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no character
@@ -75,6 +76,17 @@ def _readable(tokenizer, ids: list[int]) -> tuple[int, str]:
     return 1, tokenizer.decode(ids[:1])
 
 
+def document(tokenizer, routed: Routed, layer: int, experts: int, number: int = 0) -> str:
+    """One of the routed documents as HTML, coloured by its experts in one layer; says so where its end is left out."""
+    read = pieces(tokenizer, routed.tokens[number])
+    drawn = text(read, routed.indices[layer][number], routed.weights[layer][number], experts)
+    if left_out := int(routed.left_out[number]):
+        shown = int((routed.tokens[number] >= 0).sum())
+        note = f"These are the first {shown:,} tokens; the model did not read the {left_out:,} after them."
+        drawn += f"<p><em>{note}</em></p>"
+    return drawn
+
+
 def show(body: str, alt: str) -> None:
     """Display HTML; `alt` says in plain text what a reader without it should know."""
     from IPython.display import display
@@ -91,7 +103,8 @@ def box(route: Callable[[str, int], str], start: str, layers: Sequence[int]):
     import ipywidgets
     from IPython.display import display
 
-    field = ipywidgets.Textarea(start, layout={"width": "100%"}, continuous_update=False, description="text")
+    # In a column a child is as wide as the column; "100%" would be that and its margin, which is then cut off.
+    field = ipywidgets.Textarea(start, layout={"width": "auto"}, continuous_update=False, description="text")
     choice = ipywidgets.Dropdown(options=list(layers), value=layers[-1], description="layer")
     drawing = ipywidgets.HTML(route(start, layers[-1]))
 

@@ -3,7 +3,7 @@
 Shapes: N documents, T tokens of the longest one, L layers with experts, E experts of a layer, k experts per token.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shared import data, experts, models
-from shared.errors import BadInput
+from shared.errors import BadInput, Missing
 
 LONGEST = 256  # tokens: the window that the tiny models were trained with
 
@@ -21,11 +21,13 @@ class Routed:
     """Documents and where their tokens went; the token that starts a document is left out, since all share it.
 
     tokens: (N, T) int64, -1 at padding. indices: layer -> (N, T, k) int64, -1 at padding. weights: layer -> (N, T, k).
+    left_out: (N,) int64, tokens at a document's end that were not read, because it is longer than the window.
     """
 
     tokens: Tensor
     indices: dict[int, Tensor]
     weights: dict[int, Tensor]
+    left_out: Tensor
 
 
 @torch.inference_mode()
@@ -44,6 +46,7 @@ def route(model: nn.Module, tokenizer, texts: str | Sequence[str], batch: int = 
     ids = [row[row[:1] == [start] :] for row in tokenizer(texts)["input_ids"]] if texts else []  # some begin with it
     if not ids or not all(ids):
         raise BadInput("There is nothing to route in an empty text.")
+    left_out = torch.tensor([max(len(row) - longest, 0) for row in ids])
     ids = [[start, *row][: longest + 1] for row in ids]
     device = next(model.parameters()).device
     with experts.capture(model) as trace, models.in_eval(model):
@@ -55,7 +58,24 @@ def route(model: nn.Module, tokenizer, texts: str | Sequence[str], batch: int = 
             # Of the logits, which nobody reads here, those of one position are the least that a model makes.
             model(input_ids=padded, attention_mask=mask.long(), use_cache=False, logits_to_keep=1)
     after_start = lambda layers: {layer: values[:, 1:] for layer, values in layers.items()}  # noqa: E731
-    return Routed(trace.tokens[:, 1:], after_start(trace.indices), after_start(trace.weights))
+    return Routed(trace.tokens[:, 1:], after_start(trace.indices), after_start(trace.weights), left_out)
+
+
+def reader(model: nn.Module, tokenizer, load: Callable[[], tuple]) -> Callable[[str], Routed]:
+    """A function that routes one text, also after the model was given back: it then loads the model anew.
+
+    load: gives (model, tokenizer), as `models.load` does.
+    """
+
+    def read(text: str) -> Routed:
+        nonlocal model
+        try:
+            return route(model, tokenizer, text)
+        except Missing:
+            model, _ = load()
+            return route(model, tokenizer, text)
+
+    return read
 
 
 def number_of_experts(model: nn.Module) -> int:

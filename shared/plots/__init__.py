@@ -53,6 +53,7 @@ MARKER = {"mamba": "o", "transformer": "s", "moe": "^", "hybrid": "D", "referenc
 WIDTH = 7.5  # inches of a figure that fills a notebook's column
 USUAL = 3.6  # inches of its height
 POINTS_PER_CHARACTER = 5.6  # of a label, in the font of the figures
+MOST_PLACES = 12  # ticks at whole numbers that an axis has room for
 
 
 def figure(panels: int = 1, height: float = USUAL, rows: int = 1):
@@ -74,6 +75,7 @@ def curves(
     y: str = "",
     title: str = "",
     ticks: Sequence[float] | None = None,
+    places: Sequence[float] | None = None,
     log: bool = False,
     bottom: float | None = None,
     top: float | None = None,
@@ -87,21 +89,24 @@ def curves(
             then drawn, or one of matplotlib's.
         x, y, title: what the axes show, with units.
         ticks: lengths; the x axis is then logarithmic to the base 2, with these as its ticks.
+        places: whole numbers, such as layers; the x axis has its ticks there, at every second or so of many.
         log: whether the y axis is logarithmic.
         bottom, top: limits of the y axis.
         named: False where another panel beside this one has the names already.
     """
     ends = []
-    for label, (places, values, colour, *style) in series.items():
-        places, values = np.asarray(places, float), np.asarray(values, float)
-        _line(ax, places, values, colour, style[0] if style else "", label)
+    for label, (along, values, colour, *style) in series.items():
+        along, values = np.asarray(along, float), np.asarray(values, float)
+        _line(ax, along, values, colour, style[0] if style else "", label)
         last = float(np.mean(values[-1]))
-        ends.append((float(places[-1]), last, label, COLOR.get(colour, colour)))
+        ends.append((float(along[-1]), last, label, COLOR.get(colour, colour)))
     if log:
         ax.set_yscale("log")
         _few_ticks(ax)
     if ticks is not None:
         _lengths(ax, ticks)
+    if places is not None:
+        ax.set_xticks(places[:: 1 + len(places) // MOST_PLACES])
     ax.set_ylim(bottom, top)
     if named:
         _make_room(ax, [label for _, _, label, _ in ends])
@@ -109,11 +114,19 @@ def curves(
     describe(ax, x, y, title)
 
 
-def points(ax, series: Mapping[str, tuple], x: str = "", y: str = "", title: str = "", named: bool = True) -> None:
+def points(
+    ax,
+    series: Mapping[str, tuple],
+    x: str = "",
+    y: str = "",
+    title: str = "",
+    named: bool = True,
+    left: Sequence[str] = (),
+) -> None:
     """Draw marks, each with its name beside it.
 
     series: label -> (x, y, colour), numbers or one value per mark; or with a marker as fourth. Of several marks the
-    last has the name.
+    last has the name. left: labels that stand at the left of their mark, where the right has no room.
     """
     for label, (places, values, colour, *marker) in series.items():
         places, values = np.atleast_1d(places), np.atleast_1d(values)
@@ -122,7 +135,8 @@ def points(ax, series: Mapping[str, tuple], x: str = "", y: str = "", title: str
         ax.plot(places, values, mark, color=shade, markersize=7, alpha=1 if len(places) == 1 else 0.6, label=label)
         if named:
             end = (places[-1], values[-1])
-            ax.annotate(label, end, xytext=(7, 4), textcoords="offset points", color=shade, fontsize=9)
+            side = {"xytext": (-7, 4), "ha": "right"} if label in left else {"xytext": (7, 4), "ha": "left"}
+            ax.annotate(label, end, textcoords="offset points", color=shade, fontsize=9, **side)
     ax.margins(0.15)
     describe(ax, x, y, title)
 
@@ -211,11 +225,14 @@ def heat(
     x: str = "",
     y: str = "",
     title: str = "",
+    rows: Sequence[str] | None = None,
+    bar: bool = True,
 ) -> None:
     """Draw a matrix (rows, columns) as a heat map with its colour bar, both readable for colour-blind eyes.
 
     label: what the colour says, with its unit. signed: zero is white, one sign purple and the other orange.
     top: the value that has the last colour; by default the largest, or the 99th percentile where signs count.
+    rows: names of the rows, "" where a panel at the left has them. bar: False where a panel at the right has the bar.
     """
     values = np.asarray(getattr(values, "cpu", lambda: values)())
     if signed:
@@ -225,7 +242,10 @@ def heat(
         bottom, colours = 0.0, "viridis"
     image = ax.imshow(values, aspect="auto", interpolation="nearest", cmap=colours, label=label, vmin=bottom, vmax=top)
     ax.grid(False)
-    ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.02)
+    if bar:
+        ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.02)
+    if rows is not None:
+        ax.set_yticks(range(len(rows)), rows)
     describe(ax, x, y, title)
 
 
