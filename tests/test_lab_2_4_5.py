@@ -39,7 +39,7 @@ def cost() -> pd.DataFrame:
 def test_the_stride_moves_a_result_further_than_the_architecture_does(said):
     moved, apart = (numbers(line)[0] for line in said["first-figure-numbers"].splitlines()[:2])
     assert moved > apart > 0.03
-    ahead, flips = said["first-figure-numbers"].splitlines()[2:4]
+    ahead, flips = said["first-figure-ranking"].splitlines()
     assert ahead == "ahead at equal strides: tiny/mamba" and flips.endswith("True")
 
 
@@ -108,8 +108,9 @@ def test_the_state_keeps_its_size_over_the_whole_story(said):
 
 
 def test_carrying_the_state_is_exact_and_dropping_it_is_not(said):
-    assert all(line.endswith(": True") for line in said["carry-exact"].splitlines()[:2])
-    carried, dropped = numbers(said["carry-exact"].splitlines()[-1])[-2:]
+    lines = said["carry-exact"].splitlines()
+    assert len(lines) == 2 and all(line.endswith(": True") for line in lines)
+    carried, dropped = numbers(said["carry-dropped"])[-2:]
     assert dropped > 1.02 * carried
 
 
@@ -155,7 +156,7 @@ def test_reading_a_longer_prompt_takes_more_and_longer_for_every_model(cost):
 
 
 def test_the_front_and_the_decisions_follow_from_the_saved_numbers(said, quality):
-    for line, column in zip(said["report-table"].splitlines()[-2:], ("decode_ms", "decode_long_ms"), strict=True):
+    for line, column in zip(said["fronts"].splitlines(), ("decode_ms", "decode_long_ms"), strict=True):
         named = [name.strip().removeprefix("tiny/") for name in line.split(": ")[1].split(",")]
         points = quality[[column, "bits_per_byte"]]
         beaten = [((points <= row).all(axis=1) & (points < row).any(axis=1)).any() for _, row in points.iterrows()]
@@ -167,7 +168,7 @@ def test_the_front_and_the_decisions_follow_from_the_saved_numbers(said, quality
 
 
 def test_the_page_names_the_first_of_three_panels(said, quality):
-    best, quick, small = (line.split(": tiny/")[1] for line in said["one-page"].splitlines() if "first by" in line)
+    best, quick, small = (line.split(": tiny/")[1] for line in said["one-page-firsts"].splitlines())
     assert best == quality.bits_per_byte.idxmin() and quick == quality.decode_long_ms.idxmin() and small == "mamba"
 
 
@@ -189,7 +190,7 @@ def test_nothing_unfinished_is_left_behind(made):
 
 def test_mixtures_of_other_machines_stand_beside_the_bound(said):
     for machine in reference.machines("tiny"):
-        assert machine in said["mixtures-before"] and machine in said["cost-figure"]
+        assert machine in said["mixtures-before"] and machine in said["reference-said"]
     shares = re.findall(r"(tiny/[\w-]+) at 256 tokens: ([\d.]+)%", said["mixtures-before"])
     assert {name for name, _ in shares} == {"tiny/olmoe", "tiny/deepseek-moe"}
     assert all(0 < float(share) < 50 for _, share in shares), "measured on a quiet machine"
