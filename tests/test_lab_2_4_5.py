@@ -3,13 +3,14 @@
 import math
 import re
 import statistics
+from collections import Counter, defaultdict
 
 import pandas as pd
 import pytest
 import torch
 from conftest import numbers, published_bytes
 
-from shared import data, files, models, notebooks, reference, scan
+from shared import data, evaluate, files, models, notebooks, reference, scan
 from shared.kits import profiles
 
 LAB = "2.4.5"
@@ -200,3 +201,43 @@ def test_the_path_of_the_scan_is_said_where_mamba_is_timed(said, cost):
     assert "path of the scan: course" in said["by-your-clock"]  # these machines have no kernel
     assert set(cost.path[cost.model == "tiny/mamba"]) == {"course"}
     assert set(cost.path[cost.model == "tiny/transformer"]) == {"no scan"}
+
+
+# ---- examples and challenges -----------------------------------------------------------------------------------------
+
+
+def words_of(cell_id: str) -> str:
+    return " ".join(next(cell.source for cell in notebooks.read(LAB).cells if cell.id == cell_id).split())
+
+
+def test_examples_by_hand_are_right():
+    its = notebooks.solution(LAB)
+    assert f"`{its.windows(9, 4, 3)}`" in words_of("windows-example")
+    value = (20 + 20 - 5) / (500 * math.log(2))
+    assert f"= {value:.3f}$ bits" in words_of("interval-example")
+    numbers_of = {"bits_per_byte": 1.0, "low": 0.0, "decode_ms": 1.0, "decode_long_ms": 1.0, "total": 1, "active": 1}
+    a = {"weight_bytes": 40e6, "kv_bytes_per_token": 20e3, "state_bytes": 0}
+    b = {"weight_bytes": 70e6, "kv_bytes_per_token": 0, "state_bytes": 2e6}
+    table = pd.DataFrame({"a": numbers_of | a, "b": numbers_of | b}).T
+    assert its.decide(table, 100e6, 1000)["many"] == "b"
+    assert "3$ fit" in words_of("decide-example") and "15$ fit" in words_of("decide-example")
+
+
+def test_the_targets_of_the_open_challenges_can_be_reached(said):
+    mamba, ngram = (numbers(line.split("  ", 1)[1])[2] for line in said["wrong-way-round"].splitlines()[1:3])
+    text = words_of("challenges")
+    assert f"needs {ngram:.3f} bits per byte" in text and f"Mamba's {mamba:.3f}" in text
+    scope = {"Counter": Counter, "defaultdict": defaultdict, "math": math}
+    for cell in notebooks.read(LAB).cells:
+        if cell.id in ("ngram", "ngram-nll"):
+            exec(cell.source, scope)
+    heldout = [part for text in data.tiny_text("heldout").values() for part in text.split("\n\n")][::5]
+    tables = scope["count"]("\n\n".join(data.tiny_text("train").values()).encode(), (1, 2, 3, 4, 6, 9, 14, 20))
+    nats = sum(scope["ngram_nll"](tables, document.encode()) for document in heldout)
+    assert nats / math.log(2) / sum(len(document.encode()) for document in heldout) < 0.75
+    model, tokenizer = models.load("tiny/transformer", dtype=torch.float32, device="cpu")
+    passage = [data.tiny_long_text()[:6000]]
+    dear, cheap = (evaluate.perplexity(model, tokenizer, passage, *way) for way in ((64, 16), (128, 96)))
+    assert cheap.bits_per_byte <= dear.bits_per_byte
+    parts = notebooks.solution(LAB).windows(cheap.tokens, 128, 96)
+    assert sum(end - start for start, end, _ in parts) < 1.5 * cheap.tokens
