@@ -16,7 +16,8 @@ UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 def test_the_last_code_cell_gives_the_models_back(lab):
     cells = [cell for cell in notebooks.read(lab).cells if cell.cell_type == "code"]
     assert cells[-1].id == "give-back", f"end lab {lab} with a cell give-back, as lab 2.4.1 does"
-    assert "models.unload()" in cells[-1].source and "memory.held()" in cells[-1].source
+    by_hand = "models.unload()" in cells[-1].source and "memory.held()" in cells[-1].source
+    assert by_hand or "lab.give_back()" in cells[-1].source
 
 
 @EACH

@@ -166,7 +166,9 @@ def test_bars_groups_dots_points_and_intervals_are_named_and_complete():
     plots.stacked(axes[0, 1], {"weights": {"a": 1, "b": 2}, "cache": {"b": 1}}, x="MB")
     plots.groups(axes[0, 2], {"base": ([0.1, 0.2], "mamba"), "tuned": ([0.3, 0.4], "moe")}, ["copy", "sort"])
     plots.dots(axes[1, 0], {"none": ([1, 2, 2], "mamba"), "bias": ([3], "moe")})
-    plots.points(axes[1, 1], {"jamba": (1.0, 2.0, "hybrid"), "all": ([1, 2], [3, 4], "#333333", "x")}, x="GB", y="s")
+    marks = {"jamba": (1.0, 2.0, "hybrid"), "all": ([1, 2], [3, 4], "#333333", "x")}
+    plots.points(axes[1, 1], marks, x="GB", y="s", hollow=["jamba"])
+    assert [line.get_markerfacecolor() == "none" for line in axes[1, 1].lines] == [True, False]
     plots.intervals(axes[1, 2], {"mamba": (0.1, 0.2, 0.3, "mamba")})
     assert plots.faults(plots.drawn(fig)) == []
     assert axes[0, 1].get_title(loc="left") == "black: weights, blue: cache"

@@ -286,7 +286,8 @@ def architecture_comparison(plan: Plan, s) -> None:
     at_once = max(1, evaluate.BATCH_TOKENS // longest)
     passes = sum(longest / stride for stride in s.strides) * passage / TOKEN
     strides = [plan.score(name, passes, longest, at_once) for name in twins]
-    plan.part("one passage, four strides", plan.load(1, *twins) + sum(strides), "stride-sweep")
+    loaded = plan.load(1, twins[0]) + plan.load(1, *twins)
+    plan.part("one passage, four strides", loaded + sum(strides), "story", "stride-sweep")
     judged = plan.load(1, *s.zoo)
     for name in s.zoo:
         judged += plan.score(name, 2 * corpus / TOKEN, s.window)  # windows overlap by half
@@ -294,7 +295,7 @@ def architecture_comparison(plan: Plan, s) -> None:
     plan.part("quality of all models", judged, "quality-sweep")
     whole = story / TOKEN + 8 * s.long_window + 2 * passage / TOKEN
     read_on = plan.load(1, twins[0]) + plan.score(twins[0], whole, s.long_window)
-    plan.part("a story read on", read_on, "carry", "carry-exact")
+    plan.part("a story read on", read_on, "carry", "carry-exact", "carry-dropped")
     priced = plan.load(1, *s.zoo)
     for name in s.zoo:
         priced += plan.sweep(name, s.contexts, **s.timing)

@@ -8,7 +8,7 @@ Each kind of picture is one call with labelled series: `curves`, `points`, `bars
 `intervals`, `heat`, `memory_timeline`. What lies behind them is `level` and `band`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -110,7 +110,8 @@ def curves(
     ax.set_ylim(bottom, top)
     if named:
         _make_room(ax, [label for _, _, label, _ in ends])
-        _name_ends(ax, ends, gap=0.075 * USUAL / ax.figure.get_figheight())
+        rows = ax.get_subplotspec().get_gridspec().nrows
+        _name_ends(ax, ends, gap=0.075 * USUAL * rows / ax.figure.get_figheight())
     describe(ax, x, y, title)
 
 
@@ -121,18 +122,24 @@ def points(
     y: str = "",
     title: str = "",
     named: bool = True,
-    left: Sequence[str] = (),
+    left: Collection[str] = (),
+    hollow: Collection[str] = (),
 ) -> None:
     """Draw marks, each with its name beside it.
 
     series: label -> (x, y, colour), numbers or one value per mark; or with a marker as fourth. Of several marks the
-    last has the name. left: labels that stand at the left of their mark, where the right has no room.
+    last has the name.
+    left: labels that stand at the left of their mark, where the right has no room. hollow: labels whose marks are
+    outlines.
     """
     for label, (places, values, colour, *marker) in series.items():
         places, values = np.atleast_1d(places), np.atleast_1d(values)
         mark = marker[0] if marker else MARKER.get(colour) or "o"
         shade = COLOR.get(colour, colour)
-        ax.plot(places, values, mark, color=shade, markersize=7, alpha=1 if len(places) == 1 else 0.6, label=label)
+        opaque = 1 if len(places) == 1 else 0.6
+        lines = ax.plot(places, values, mark, color=shade, markersize=7, alpha=opaque, label=label)
+        if label in hollow:
+            lines[0].set_markerfacecolor("none")
         if named:
             end = (places[-1], values[-1])
             side = {"xytext": (-7, 4), "ha": "right"} if label in left else {"xytext": (7, 4), "ha": "left"}
