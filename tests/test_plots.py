@@ -147,6 +147,26 @@ def test_several_runs_of_a_series_are_thin_lines_with_one_name():
     plt.close(fig)
 
 
+def test_a_second_call_makes_room_for_what_it_adds_and_leaves_a_limit_that_is_set():
+    fig, ax = plots.figure()
+    plots.curves(ax, {"low": ([1, 2], [1, 2], "mamba")}, named=False)
+    plots.curves(ax, {"high": ([1, 2], [5, 9], "moe")}, bottom=0)
+    assert ax.get_ylim()[0] == 0 and ax.get_ylim()[1] > 9
+    plots.curves(ax, {"low": ([1, 2], [1, 2], "mamba")}, top=4)
+    assert ax.get_ylim()[1] == 4
+    plt.close(fig)
+
+
+def test_series_in_an_order_grow_darker():
+    series = plots.in_order([1, 2], {"layer 0": [3, 4], "layer 1": [5, 6], "layer 2": [7, 8]})
+    assert [(label, x, y) for label, (x, y, _) in series.items()][1] == ("layer 1", [1, 2], [5, 6])
+    assert [colour for _, _, colour in series.values()] == plots.shades(3)
+    fig, ax = plots.figure()
+    plots.curves(ax, series)
+    assert [text.get_text() for text in ax.texts] == list(series)
+    plt.close(fig)
+
+
 @pytest.mark.parametrize("ticks", [None, [1, 2, 4, 8]])
 @pytest.mark.parametrize("label", ["all", "a label of some thirty letters"])
 def test_the_axes_leave_room_for_the_names_at_the_ends(ticks, label):

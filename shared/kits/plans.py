@@ -270,10 +270,10 @@ def moe_router(plan: Plan, s) -> None:
     once = plan.score(name, tokens, 256, batch=16)
     half = plan.score(name, tokens / 2, 256, batch=16)
     plan.part("loading", plan.load(1, name), "load")
-    plan.part("loads of the experts", 3 * once, "loads", "balance-table", "chance-figure")
+    plan.part("loads of the experts", 3 * once, "loads", "balance-table", "shuffled")
     tried = {number for number in (1, 2, 3, 4, 8, E // 2, E, k) if number <= E}
-    plan.part("other numbers of experts", sum(half * max(1, number / k) for number in tried), "top-k-sweep")
-    plan.part("jitter", 6 * half, "jitter-sweep")
+    plan.part("other numbers of experts", sum(half * max(1, number / k) for number in tried), "by-k")
+    plan.part("jitter", 6 * half, "jitter-sweep", "experts-at-random")
 
 
 def architecture_comparison(plan: Plan, s) -> None:

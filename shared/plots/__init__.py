@@ -30,6 +30,7 @@ __all__ = [
     "figure",
     "groups",
     "heat",
+    "in_order",
     "intervals",
     "level",
     "measured_before",
@@ -94,6 +95,7 @@ def curves(
         bottom, top: limits of the y axis.
         named: False where another panel beside this one has the names already.
     """
+    ax.set_autoscaley_on(True)  # a second call makes room for what it adds
     ends = []
     for label, (along, values, colour, *style) in series.items():
         along, values = np.asarray(along, float), np.asarray(values, float)
@@ -349,6 +351,14 @@ def _name_ends(ax, ends: Sequence[tuple[float, float, str, str]], gap: float) ->
 def shades(number: int) -> list:
     """Colours from light to dark blue for series that are in an order, such as layers."""
     return [plt.get_cmap("Blues")(0.35 + 0.65 * i / max(number - 1, 1)) for i in range(number)]
+
+
+def in_order(x: Sequence[float], rows: Mapping[str, Sequence[float]]) -> dict[str, tuple]:
+    """Series for `curves` over the same x that are in an order, such as layers, from light to dark blue.
+
+    rows: label -> y values.
+    """
+    return {label: (x, y, colour) for (label, y), colour in zip(rows.items(), shades(len(rows)), strict=True)}
 
 
 def short(tokens: float) -> str:
