@@ -14,6 +14,9 @@ from shared.notebooks import __main__ as command
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
 TAGS = {"parameters", "exercise", "check", "nbval-ignore-output", "hide-input"}
 FOLDED = {"source_hidden": True}  # what JupyterLab reads; the pages read the tag `hide-input`
+# What a cell asks a reader to hold: its expressions and statements. The aim is a median of 50 in all labs.
+MEDIAN, NINE_OF_TEN, MOST = 56, 110, 160
+LONG_CELLS = {"2.4.6"}  # still to be divided
 NUMBERS = {  # what makes a lab long
     "2.4.1": ["contexts", "timing", "recall_steps"],
     "2.4.2": ["lengths", "copying_steps", "induction_steps"],
@@ -22,6 +25,9 @@ NUMBERS = {  # what makes a lab long
     "2.4.5": ["strides", "passage", "story", "contexts", "batches", "timing"],
     "2.4.6": ["steps", "examples"],
 }
+
+
+README = (files.ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def code(notebook):
@@ -113,6 +119,56 @@ def test_parameters_are_literals(lab):
 def test_code_cells_are_short(lab):
     lengths = [len(cell.source.splitlines()) for cell in code(notebooks.read(lab))]
     assert max(lengths) <= 40 and statistics.median(lengths) <= 12
+
+
+@EACH
+def test_teaching_cells_have_one_idea(lab):
+    """Counted without the cells of exercises, checks and parameters."""
+    if lab in LONG_CELLS:
+        pytest.xfail("the cells of this lab are still to be divided")
+    teaching = [c for c in code(notebooks.read(lab)) if not {"exercise", "check", "parameters"} & set(tags(c))]
+    sizes = sorted(
+        sum(isinstance(node, (ast.expr, ast.stmt)) for node in ast.walk(ast.parse(cell.source))) for cell in teaching
+    )
+    assert statistics.median(sizes) <= MEDIAN
+    assert sizes[len(sizes) * 9 // 10] <= NINE_OF_TEN and sizes[-1] <= MOST
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+@EACH
+def test_a_lab_says_where_a_reader_is_and_how_long_its_exercises_take(lab):
+    cells = {cell.id: cell.source for cell in prose(notebooks.read(lab))}
+    text = "\n".join(cells.values())
+    exercises = re.findall(r"\*\*Exercise (\d) of (\d) · (\d+) minutes\.\*\*", text)
+    count = len(notebooks.answers(lab))
+    assert [(int(n), int(of)) for n, of, _ in exercises] == [(n, count) for n in range(1, count + 1)]
+    minutes = sum(int(m) for *_, m in exercises)
+    assert f"{count} exercises, about {minutes} minutes" in cells["needs"] and "Before this lab:" in cells["needs"]
+    assert re.search(rf"^\| {lab} .* \| {count} exercises, {minutes} minutes \|$", README, re.MULTILINE)
+    sections = re.findall(r"^## (\d+) · ", text, re.MULTILINE)
+    places = re.findall(r"^\*Section (\d+) of (\d+) · ", text, re.MULTILINE)
+    assert places == [(n, sections[-1]) for n in sections]
+    assert "**At the end you can say**" in cells["title"]
+
+
+@EACH
+def test_a_lab_ends_with_questions_whose_answers_are_folded_and_two_challenges(lab):
+    cells = {cell.id: cell.source for cell in prose(notebooks.read(lab))}
+    assert 3 <= cells["questions"].count("<details><summary>") <= 5
+    assert (
+        len(re.findall(r"^- \*[^*]+\.\* .*(Target|\d)", cells["challenges"], re.MULTILINE)) == 2
+    )  # each with a figure
+
+
+@EACH
+def test_formulas_are_latex_that_the_pages_can_show(lab):
+    from shared.notebooks import pages
+
+    for cell in prose(notebooks.read(lab)):
+        assert "$" not in re.sub(r"`[^`]*`", "", pages.with_formulas(cell.source)), cell.id
 
 
 @EACH
