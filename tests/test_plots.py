@@ -180,6 +180,13 @@ def test_the_axes_leave_room_for_the_names_at_the_ends(ticks, label):
     plt.close(fig)
 
 
+def test_a_series_of_one_point_is_drawn_and_named_without_a_warning(recwarn):
+    fig, ax = plots.figure()
+    plots.curves(ax, {"one": ([256], [1.0], "mamba")}, ticks=[256])
+    plots.curves(plots.figure()[1], {"one": ([256], [1.0], "mamba")})
+    assert [text.get_text() for text in ax.texts] == ["one"] and not recwarn.list
+
+
 def test_bars_groups_dots_points_and_intervals_are_named_and_complete():
     fig, axes = plots.figure(panels=3, rows=2, height=6)
     plots.bars(axes[0, 0], {"a": 1.0, "b": 2.5}, x="MB")

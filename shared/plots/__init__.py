@@ -322,6 +322,8 @@ def _make_room(ax, labels: Sequence[str]) -> None:
     width = ax.get_window_extent().width * 72 / ax.figure.dpi  # points
     share = min(0.6, (POINTS_PER_CHARACTER * longest + 8) / width)
     low, high = ax.dataLim.intervalx
+    if low == high:  # a single place has room on both sides
+        return
     if ax.get_xscale() == "log":
         ax.set_xlim(low * 0.85, high * (high / low) ** (share / (1 - share)))
     else:
