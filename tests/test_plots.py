@@ -181,7 +181,7 @@ def test_the_axes_leave_room_for_the_names_at_the_ends(ticks, label):
 
 
 def test_a_series_of_one_point_is_drawn_and_named_without_a_warning(recwarn):
-    fig, ax = plots.figure()
+    _, ax = plots.figure()
     plots.curves(ax, {"one": ([256], [1.0], "mamba")}, ticks=[256])
     plots.curves(plots.figure()[1], {"one": ([256], [1.0], "mamba")})
     assert [text.get_text() for text in ax.texts] == ["one"] and not recwarn.list
