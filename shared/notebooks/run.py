@@ -85,7 +85,7 @@ def execute(
                 parameters,
                 kernel_name="python3",
                 kernel_manager_class=kernel or kernel_manager(),
-                request_save_on_cell_execute=False,  # it is saved at the end, also where a cell failed
+                request_save_on_cell_execute=kernel is None,  # a kernel that is killed leaves what came before
                 cwd=files.LABS,
                 progress_bar=sys.stderr.isatty(),
                 extra_arguments=[
