@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from shared import memory, models, results
+from shared.errors import BadInput
 from shared.kits import plans
 from shared.notebooks import absent
 
@@ -25,12 +26,12 @@ def choose(scales: Mapping[str, dict], scale: str, weights: str, **choices: tupl
     scales: what each scale means. choices: further parameters, each with its value and the values that are known, such
     as BITS=(16, (16, 8)).
 
-    Raises ValueError with the values that there are.
+    Raises BadInput with the values that there are.
     """
     known = {"SCALE": (scale, tuple(scales)), "WEIGHTS": (weights, WEIGHTS), **choices}
     for name, (value, values) in known.items():
         if value not in values:
-            raise ValueError(f"{name} = {value!r} is unknown: choose one of {tuple(values)}.")
+            raise BadInput(f"{name} = {value!r} is unknown: choose one of {tuple(values)}.")
     return scales[scale]
 
 
