@@ -2,11 +2,14 @@
 
 import ast
 import re
+import sys
+import tomllib
 from graphlib import TopologicalSorter
+from importlib import metadata
 from pathlib import Path
 
 import shared
-from shared import files
+from shared import files, notebooks
 
 MODULES = {
     ".".join(path.relative_to(files.ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -97,3 +100,46 @@ def test_the_hub_needs_no_torch():
     for name, path in MODULES.items():
         if name.startswith("shared.hub"):
             assert not re.search(r"import (torch|transformers)|from (torch|transformers)", path.read_text()), name
+
+
+# ---- what a student's set-up has -----------------------------------------------------------------------------------
+
+OPTIONAL = {"torchao", "causal_conv1d", "mamba_ssm"}  # asked for only where they are installed
+
+
+def plain(requirement: str) -> str:
+    """The name of a distribution without versions and extras, as pip compares names."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def installed_for_students() -> set[str]:
+    """What the course's dependencies bring, without the extras that tests and builds take."""
+    project = tomllib.loads((files.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ahead, found = {plain(dependency) for dependency in project["dependencies"]}, set()
+    while ahead:
+        name = ahead.pop()
+        found.add(name)
+        requirements = metadata.requires(name) or [] if any(metadata.distributions(name=name)) else []
+        ahead |= {plain(r) for r in requirements if "extra ==" not in r} - found
+    return found
+
+
+def packages(tree: ast.AST) -> set[str]:
+    """The packages that a program imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"shared"} - OPTIONAL
+
+
+def test_what_labs_and_the_package_import_is_in_a_students_set_up():
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in MODULES.values()]
+    for lab in notebooks.labs():
+        trees += [ast.parse(cell.source) for cell in notebooks.solve(lab).cells if cell.cell_type == "code"]
+    imports = set().union(*map(packages, trees))
+    have, sources = installed_for_students(), metadata.packages_distributions()
+    assert {name for name in imports if not have & {plain(source) for source in sources[name]}} == set()
+    assert {"torch", "numpy", "scipy"} <= imports
