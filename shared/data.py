@@ -288,7 +288,7 @@ def random_tokens(
             )
         # The CPU's generator keeps 32 bits of its seed, so mix length and seed into those, and draw on the CPU always.
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {length}".encode()))
-        tokens[int(length)] = allowed[torch.randint(len(allowed), (1, int(length)), generator=generator)].to(device)
+        tokens[length] = allowed[torch.randint(len(allowed), (1, length), generator=generator)].to(device)
     return tokens
 
 

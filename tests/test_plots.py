@@ -44,9 +44,11 @@ def test_architectures_differ_for_a_reader_without_red_receptors():
 
 def test_a_line_is_labelled_at_its_end():
     fig, ax = plots.figure()
-    plots.line(ax, [1, 2, 4], [1.0, 2.0, 4.0], "mamba", "Mamba")
+    plots.curves(ax, {"Mamba": ([1, 2, 4], [1.0, 2.0, 4.0], "mamba")})
     (label,) = ax.texts
-    assert label.get_text() == "Mamba" and tuple(label.xy) == (4, 4.0) and ax.get_legend() is None
+    right, top = ax.transAxes.inverted().transform(ax.transData.transform((4, 4.0)))
+    assert label.get_text() == "Mamba" and ax.get_legend() is None
+    assert 0 < label.xy[0] - right < 0.05 and label.xy[1] == pytest.approx(top, abs=0.02)
     plt.close(fig)
 
 
@@ -54,10 +56,8 @@ def test_a_line_is_labelled_at_its_end():
 def test_labels_at_the_ends_keep_their_order_and_do_not_overlap(scale):
     fig, ax = plots.figure()
     values = {"a": 1.0, "b": 1.001, "c": 1.002, "d": 9.0}
-    for y in values.values():
-        ax.plot([1, 2], [y, y])
-    ax.set_yscale(scale)
-    plots.end_labels(ax, 2, [(y, name, "black") for name, y in reversed(values.items())])
+    lines = {name: ([1, 2], [y, y], "black") for name, y in reversed(values.items())}
+    plots.curves(ax, lines, log=scale == "log")
     heights = {label.get_text(): label.xy[1] for label in ax.texts}
     assert sorted(heights, key=heights.get) == ["a", "b", "c", "d"]
     assert all(b - a > 0.055 for a, b in itertools.pairwise(sorted(heights.values())))
@@ -67,9 +67,7 @@ def test_labels_at_the_ends_keep_their_order_and_do_not_overlap(scale):
 
 def test_labels_of_lines_that_all_end_at_the_top_stay_beside_the_axes():
     fig, ax = plots.figure()
-    ends = [(1 - 0.01 * i, f"model {i}", "black") for i in range(6)]
-    ax.plot([1, 2, 2], [0, 1, 0.95])
-    plots.end_labels(ax, 2, ends, gap=0.075)
+    plots.curves(ax, {f"model {i}": ([1, 2], [0, 1 - 0.01 * i], "black") for i in range(6)})
     heights = sorted(label.xy[1] for label in ax.texts)
     assert all(b - a > 0.07 for a, b in itertools.pairwise(heights)) and heights[0] > 0 and heights[-1] <= 1
     plt.close(fig)

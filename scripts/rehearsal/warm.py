@@ -17,6 +17,8 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from unittest.mock import patch
 
+from tqdm import tqdm
+
 from shared import notebooks
 
 # Between them they bring torch, transformers, peft, matplotlib and the kernel's own program.
@@ -37,6 +39,7 @@ def process(env: dict[str, str]) -> Iterator[ProcessPoolExecutor]:
 def _import() -> None:
     for module in IMPORTED:
         importlib.import_module(module)
+    tqdm.get_lock()  # made here once; a fork that made its own would leave a semaphore behind
 
 
 def in_a_fork(function: Callable, *arguments):

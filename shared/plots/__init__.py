@@ -388,32 +388,3 @@ def memory_timeline(ax, timeline, title: str = "") -> None:
     ax.set_xlabel("seconds")
     ax.set_ylabel("MB above the level at entry")
     ax.set_title(title, loc="left", fontsize=10)
-
-
-# ---- the same by single calls, for figures that are put together by hand ---------------------------------------------
-
-
-def line(ax, x: Sequence[float], y: Sequence[float], architecture: str, label: str = "", **style) -> None:
-    """Draw one series in its architecture's colour, with its name at its end instead of a legend."""
-    style = {"color": COLOR[architecture], "marker": MARKER[architecture], "markersize": 5, **style}
-    ax.plot(x, y, **style)
-    if label:
-        ax.annotate(label, (x[-1], y[-1]), xytext=(6, 0), textcoords="offset points", va="center", color=style["color"])
-
-
-def end_labels(ax, x: float, ends: Sequence[tuple[float, str, str]], gap: float = 0.06) -> None:
-    """Name series at their right ends, `ends` = (y, label, colour) at x; labels that would overlap are moved apart.
-
-    gap: least distance of two labels, as a share of the axis. Call it when the limits and the scale of y are final.
-    """
-    _name_ends(ax, [(x, y, label, colour) for y, label, colour in ends], gap)
-
-
-def log_axes(ax, x: Sequence[float], y: bool = True) -> None:
-    """Log axes with the measured lengths as ticks, and room at the right for direct labels."""
-    _lengths(ax, x)
-    if y:
-        ax.set_yscale("log")
-        _few_ticks(ax)
-        ax.minorticks_off()
-    ax.set_xlim(min(x) * 0.85, max(x) * (max(x) / min(x)) ** 0.35)
