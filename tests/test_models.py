@@ -259,6 +259,7 @@ def test_eight_bits_without_torchao_or_with_random_weights_is_one_sentence():
     sentence(error)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not EIGHT_BIT.exists() and not os.environ.get("CI"), reason="scripts/test-packages.sh could not install torchao"
 )
