@@ -133,6 +133,11 @@ def lab_lines(rows: list[dict]) -> list[str]:
     return lines
 
 
+def solved_lines(found: dict) -> list[str]:
+    """How far a student has come: exercises that the checks have found right."""
+    return [line("Solved", ", ".join(f"{lab}: {done} of {there}" for lab, (done, there) in found.items()))]
+
+
 def full_line(rows: list[dict]) -> str:
     """For which machine time and memory at scale full are computed, and from what."""
     machine = next((row["forecast_for"] for row in rows if "forecast_for" in row), None)
@@ -156,6 +161,7 @@ def page(found: dict) -> str:
         "",
         *lab_lines(found["labs"]),
         line("", full_line(found["labs"])),
+        *section("Solved", solved_lines, found["solved"]),
         "",
         "Not run on a DGX Spark yet. The same facts for programs: make doctor JSON=yes",
     ]

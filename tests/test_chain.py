@@ -91,7 +91,8 @@ def compared(made, no_network, tmp_path_factory) -> Callable[[str], str]:
         for cell in notebooks.tagged(notebook, "check"):
             (output,) = cell.outputs
             exercise = cell.id.replace("check-", "ex-", 1)
-            output.text = notice.marked(notice.OPEN, exercise, NOT_ATTEMPTED)
+            none = f"  0 of {len(notebooks.answers(lab))} solved in this lab."
+            output.text = f"{notice.marked(notice.OPEN, exercise, NOT_ATTEMPTED)}{none}\n"
         notebooks.change_settings(notebook, "tiny", CLOCKED.get(lab, {}))
         position = next(i for i, c in enumerate(notebook.cells) if c.id == "first-figure-numbers")
         changed = copy.deepcopy(notebook.cells[position])

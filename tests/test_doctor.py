@@ -106,7 +106,7 @@ def test_the_page_has_every_part_fits_the_terminal_and_takes_seconds(here):
 
 def test_json_has_the_facts_of_the_page(here):
     facts = here.facts
-    assert set(facts) == {"machine", "gpu", "kernels", "memory", "disk", "labs"}
+    assert set(facts) == {"machine", "gpu", "kernels", "memory", "disk", "labs", "solved"}
     assert facts["machine"]["packages"]["torch"] == torch.__version__
     assert {(row["lab"], row["scale"]) for row in facts["labs"]} == {
         (lab, scale) for lab in notebooks.labs() for scale in notebooks.SCALES

@@ -1,139 +1,168 @@
 """How an exercise is checked: one green line, or what was expected, what came and why that usually happens.
 
-A check is a function that takes the student's answer and raises `Wrong` when it is not right. The decorator `exercise`
-turns it into what a lab calls: it prints the verdict and hands back the function that the rest of the lab uses, the
-student's where it is right and the course's own (from `labs/solutions`) where it is not, so a lab never dead-ends.
+A check is a function that takes the student's answer and raises `Wrong` when it is not right. It is mostly a table:
+cases on which the answer has to agree with the course's own, and mistakes that have a name:
+
+    @exercise("2.4.1", "ex-decode-roofline")
+    def decode_roofline(answer, random):
+        cases = [
+            case("1,000 bytes of weights at 5,000 bytes/s", 1000, 0, 0, 5000),
+            case("a batch of 8, each with a cache of 250 bytes", 1000, 250, 0, 5000, batch=8),
+        ]
+        mistakes = {"Weights are read once per step for the whole batch.": lambda w, kv, s, rate, batch=1: ...}
+        agree(answer, cases, mistakes)
+        return "weights once per step, caches and states once per sequence."
+
+The decorator `exercise` turns it into what a lab calls: it prints the verdict and hands back the function that the rest
+of the lab uses, the student's where it is right and the course's own (from `labs/solutions`) where it is not, so a lab
+never dead-ends.
 """
 
 import functools
-import sys
-import traceback
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
-from shared import files, notebooks
+from shared import notebooks
+from shared.checks.compare import CLOSE, Wrong, as_tensor, difference, expect, shown, unpacked
+from shared.checks.watch import Answer, copied, line_of, raised_by_itself
+from shared.notebooks import progress
 from shared.notebooks.notice import FAILED, OPEN, PASSED, marked
 
+__all__ = ["Wrong", "agree", "as_tensor", "case", "copied", "difference", "exercise", "expect", "shown", "unpacked"]
 
-class Wrong(Exception):
-    """An answer that is not right; the message says what was expected, what came and the likely mistake."""
+GOES_ON = "\n  The lab goes on with the course's own version."
+NOT_ATTEMPTED = "not attempted yet." + GOES_ON.replace("\n ", "")
+NOT_RUN = (
+    "your answer is not here: what came is the course's own version, which this check has handed on before. Run the "
+    "exercise's cell above, then this one." + GOES_ON
+)
+LONGEST = 2000  # characters of what an answer prints that are shown
 
 
-def expect(
-    came: object, right: object, what: str, mistakes: dict[str, object] | None = None, rel: float = 1e-9
+# ---- the table ---------------------------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """What a function is called with, and what that is, in words."""
+
+    what: str
+    args: tuple
+    kwargs: dict
+
+    def of(self, function: Callable):
+        """What the function gives for copies of the arguments, so that none can spoil them for another."""
+        return function(*copied(self.args), **copied(self.kwargs))
+
+
+def case(what: str, *args, **kwargs) -> Case:
+    return Case(what, args, kwargs)
+
+
+def agree(
+    answer: Answer,
+    cases: Iterable[Case],
+    mistakes: Mapping[str, Callable] | None = None,
+    rel: float = CLOSE,
+    gradients: bool = False,
 ) -> None:
-    """Raise `Wrong` unless `came` equals `right` within the relative tolerance `rel`.
+    """Raise `Wrong` at the first case on which the answer does not give what the course's own version gives.
 
-    `what` says what was computed ("the cache of 2 layers and 3 tokens"); `mistakes` maps the explanation of a known
-    mistake to the value that it leads to, so that the message can name it. Source: ARENA's tests, which name the bug.
+    Order the cases from the smallest. mistakes: explanation -> a function of the same arguments that makes the mistake.
+    rel: see `expect`. gradients: those of every floating tensor among the arguments must agree too.
     """
-    if _equal(came, right, rel):
-        return
-    reason = next((why for why, value in (mistakes or {}).items() if _equal(came, value, rel)), None)
-    raise Wrong(f"{what}: expected {_show(right)}, got {_show(came)}." + (f" {reason}" if reason else ""))
+    for one in cases:
+        right = one.of(answer.own)
+        wrong = {why: functools.partial(one.of, function) for why, function in (mistakes or {}).items()}
+        expect(one.of(answer), right, one.what, wrong, rel)
+        if gradients:
+            came, wanted = _gradients(answer, one), _gradients(answer.own, one)
+            expect(came, wanted, f"gradients of the arguments, for {one.what}", rel=rel)
 
 
-def expect_close(
-    came: object, right: object, what: str, mistakes: dict[str, Callable] | None = None, tolerance: float = 1e-6
-) -> None:
-    """Raise `Wrong` unless the tensor `came` equals the tensor `right`, relative to the largest value of `right`.
-
-    `mistakes` maps the explanation of a known mistake to a function without arguments that returns what it leads to:
-    most answers are right, and then no mistake is computed.
-    """
+def _gradients(function: Callable, one: Case) -> dict[str, object]:
+    """What each floating tensor among the arguments gets from a weighted sum of the result."""
     import torch
 
-    if not isinstance(came, torch.Tensor):
-        raise Wrong(f"{what}: expected a tensor {tuple(right.shape)}, got {came!r}.")
-    if came.shape == right.shape and (error := _largest_difference(came, right)) <= tolerance:
-        return
-    reason = ""
-    for why, wrong in (mistakes or {}).items():
-        wrong = wrong()
-        if came.shape == wrong.shape and _largest_difference(came, wrong) <= tolerance:
-            reason = f" {why}"
-            break
-    if came.shape != right.shape:
-        raise Wrong(f"{what}: expected the shape {tuple(right.shape)}, got {tuple(came.shape)}.{reason}")
-    if not torch.isfinite(came).all():
-        raise Wrong(f"{what}: got values that are not finite.{reason}")
-    place = tuple(int(i) for i in torch.unravel_index((came - right).abs().argmax(), right.shape))
-    raise Wrong(
-        f"{what}: off by {error:.1e} of the largest value; at {list(place)} expected {right[place]:.4g}, "
-        f"got {came[place]:.4g}.{reason}"
-    )
+    args, kwargs = copied(one.args), copied(one.kwargs)
+    places = dict(enumerate(args)) | kwargs
+    leaves = {f"argument {n}": t for n, t in places.items() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    result = function(*args, **kwargs)
+    parts = [as_tensor(p) for p in (result if isinstance(result, (tuple, list)) else [result])]
+    parts = [p for p in parts if p is not None and p.requires_grad]
+    if not parts:
+        return dict.fromkeys(leaves)
+    weighted = [(p * torch.linspace(1, 2, p.numel()).to(p).view(p.shape)).sum() for p in parts]
+    found = torch.autograd.grad(sum(weighted), list(leaves.values()), allow_unused=True)
+    return dict(zip(leaves, found, strict=True))
 
 
-def _largest_difference(came, right) -> float:
-    """Largest difference of two tensors over the largest value of the second; nan counts as infinite."""
-    error = ((came - right).abs().max() / right.abs().max()).item()
-    return error if error == error else float("inf")
+# ---- the verdict -------------------------------------------------------------------------------------------------
 
 
-def exercise(lab: str, cell_id: str) -> Callable:
+class Verdict(NamedTuple):
+    mark: str  # of shared.notebooks.notice
+    text: str
+    printed: str  # what the answer itself printed
+
+
+def exercise(lab: str, cell_id: str, seconds: float = 0.7, changes: tuple[str, ...] = ()) -> Callable:
     """Make a check out of a function that takes an answer and returns the green line or raises `Wrong`.
 
-    `lab` is a lab number such as "2.4.1" and `cell_id` the id of the exercise's cell. The answer has the name of the
-    check, so the course's own version is found in `labs/solutions` under that name.
+    That function is called with the answer, as `watch.Answer` watches it (`answer.own` is the course's), and with a
+    random.Random.
+
+    lab: a number such as "2.4.1". cell_id: of the exercise's cell. seconds: that one call of the answer may take.
+    changes: arguments that the answer is meant to change. The answer has the name of the check, so the course's own
+    version is found in `labs/solutions` under that name.
+
+    The check has `judge(function, seed)`, which prints and keeps nothing and returns a `Verdict`.
     """
 
-    def decorate(judge: Callable[[Callable], str]) -> Callable[[Callable], Callable]:
-        @functools.wraps(judge)
-        def check(answer: Callable) -> Callable:
-            try:
-                line = judge(answer)
-            except NotImplementedError:
-                _say(OPEN, cell_id, "not attempted yet. The lab goes on with the course's own version.")
-            except Wrong as wrong:
-                _say(FAILED, cell_id, f"{wrong}\n  The lab goes on with the course's own version.")
-            except Exception as error:
-                _say(FAILED, cell_id, f"{_where(error)}\n  The lab goes on with the course's own version.")
-            else:
-                _say(PASSED, cell_id, line)
-                return answer
-            return getattr(notebooks.solution(lab), judge.__name__)
+    def decorate(table: Callable) -> Callable[[Callable], Callable]:
+        name = table.__name__
 
-        check.cell_id = cell_id
+        def judge(function: Callable, seed: int = 0) -> Verdict:
+            own = getattr(notebooks.solution(lab), name)
+            if function is own:
+                return Verdict(OPEN, NOT_RUN, "")
+            answer = None
+            try:
+                answer = Answer(function, own, seconds, changes)
+                mark, text = PASSED, table(answer, random.Random(seed))
+            except Wrong as wrong:
+                mark, text = FAILED, f"{wrong}{GOES_ON}"
+            except Exception as error:
+                if answer is None or error is not answer.raised:
+                    said = f"the result could not be used ({type(error).__name__}: {error})"
+                    mark, text = FAILED, f"{said}. Look at what the docstring says it returns.{GOES_ON}"
+                elif type(error) is NotImplementedError and raised_by_itself(error, function):
+                    mark, text = OPEN, NOT_ATTEMPTED
+                else:
+                    line = line_of(error, function)
+                    where = f" (line {line} of the cell)" if line else ""
+                    mark, text = FAILED, f"your code raised {type(error).__name__}: {error}{where}.{GOES_ON}"
+            return Verdict(mark, text, answer.printed if answer else "")
+
+        @functools.wraps(table)
+        def check(answer: Callable) -> Callable:
+            verdict = judge(answer)
+            if verdict.text != NOT_RUN:
+                progress.note(lab, cell_id, answer if verdict.mark == PASSED else None)
+            print(f"{marked(verdict.mark, cell_id, verdict.text)}\n  {progress.said(lab)}.")
+            if verdict.printed:
+                print(f"  Your code printed:\n{_quoted(verdict.printed)}")
+            return answer if verdict.mark == PASSED else getattr(notebooks.solution(lab), name)
+
+        check.cell_id, check.judge, check.lab = cell_id, judge, lab
         return check
 
     return decorate
 
 
-# ---- what the student reads -------------------------------------------------------------------------------------
-
-
-def _say(mark: str, cell_id: str, text: str) -> None:
-    print(marked(mark, cell_id, text))
-
-
-def _where(error: Exception) -> str:
-    """One sentence for an exception: its type, its message and, where the answer raised it, the line of the answer."""
-    said = f"{type(error).__name__}: {error}"
-    frames = traceback.extract_tb(error.__traceback__)
-    # A cell of a notebook has a file of its own outside the project; a check's own frames are inside it.
-    lines = [f.lineno for f in frames if not f.filename.startswith(str(files.ROOT / "shared"))]
-    if not lines:
-        return f"the result could not be used ({said}). Look at what the docstring says it returns."
-    return f"your code raised {said} (line {lines[0]} of the cell)."
-
-
-def _equal(came: object, right: object, rel: float) -> bool:
-    if isinstance(right, (tuple, list)):
-        return (
-            isinstance(came, (tuple, list))
-            and len(came) == len(right)
-            and all(_equal(c, r, rel) for c, r in zip(came, right, strict=True))
-        )
-    if isinstance(right, (int, float)) and not isinstance(right, bool):
-        try:
-            return float(came) == right or abs(float(came) - right) <= rel * max(abs(right), sys.float_info.min)
-        except (TypeError, ValueError):
-            return False
-    return came == right
-
-
-def _show(value: object) -> str:
-    if isinstance(value, (tuple, list)):
-        return "(" + ", ".join(map(_show, value)) + ")"
-    if isinstance(value, float):
-        return f"{value:,.6g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else repr(value)
+def _quoted(text: str) -> str:
+    """What an answer printed, each line marked as its own, so that none can pass for a verdict."""
+    cut = f"\n(and {len(text) - LONGEST:,} more characters)" if len(text) > LONGEST else ""
+    return "\n".join(f"  │ {line}" for line in (text[:LONGEST] + cut).splitlines())

@@ -14,7 +14,7 @@ MAMBA = SimpleNamespace(num_hidden_layers=3, hidden_size=10, intermediate_size=2
 
 
 @exercise("2.4.1", "ex-kv-cache-bytes")
-def kv_cache_bytes(answer):
+def kv_cache_bytes(answer, random):
     right = 2 * 3 * 5 * 8 * 11 * 2  # keys and values, layers, heads, head size, tokens, bytes
     mistakes = {
         "Keys and values are both cached: that is the factor 2 that is missing.": right // 2,
@@ -47,7 +47,7 @@ def kv_cache_bytes(answer):
 
 
 @exercise("2.4.1", "ex-mamba-state-bytes")
-def mamba_state_bytes(answer):
+def mamba_state_bytes(answer, random):
     window, state = 20 * 4 * 2, 20 * 7 * 4
     right = 3 * (window + state)
     mistakes = {
@@ -73,7 +73,7 @@ def mamba_state_bytes(answer):
 
 
 @exercise("2.4.1", "ex-measure")
-def measure(answer):
+def measure(answer, random):
     # The first calls are slow, as where a kernel is compiled.
     def trial(warmup: int, repeats: int) -> tuple[object, int]:
         device, calls = Device(), itertools.count()
@@ -111,7 +111,7 @@ def measure(answer):
 
 
 @exercise("2.4.1", "ex-growth-exponent")
-def growth_exponent(answer):
+def growth_exponent(answer, random):
     tokens = [256, 512, 1024, 2048, 4096]
     slope, error = _pair(answer(tokens, [3e-6 * t**1.5 for t in tokens]))
     if not abs(slope - 1.5) < 1e-6:
@@ -148,7 +148,7 @@ def growth_exponent(answer):
 
 
 @exercise("2.4.1", "ex-decode-roofline")
-def decode_roofline(answer):
+def decode_roofline(answer, random):
     expect(
         answer(1000, 0, 0, 5000),
         5.0,
@@ -185,7 +185,7 @@ def decode_roofline(answer):
 
 
 @exercise("2.4.1", "ex-context-that-fits")
-def context_that_fits(answer):
+def context_that_fits(answer, random):
     expect(
         answer(1000, 400, 7),
         85,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from shared import scan
-from shared.checks import Wrong, exercise, expect, expect_close
+from shared.checks import Wrong, exercise, expect
 
 
 def _case(seed: int, T: int = 7, D: int = 3, N: int = 2) -> SimpleNamespace:
@@ -59,7 +59,7 @@ def _pair(result, what: str, length: int = 2):
 
 
 @exercise("2.4.2", "ex-sequential-scan")
-def sequential_scan(answer):
+def sequential_scan(answer, random):
     case = _case(1)
     decay, inputs, start = torch.exp(-case.delta), case.u, case.state[:, 0]
     right = _states(decay, inputs)
@@ -73,8 +73,8 @@ def sequential_scan(answer):
         "Only the last state came: every step's state is wanted, (T, ...).": lambda: right[-1],
         "The decay is missing: that is a plain running sum.": lambda: inputs.cumsum(0),
     }
-    expect_close(_untouched(answer, decay, inputs), right, "7 steps of 3 recurrences from zero", mistakes)
-    expect_close(
+    expect(_untouched(answer, decay, inputs), right, "7 steps of 3 recurrences from zero", mistakes)
+    expect(
         _untouched(answer, decay, inputs, start),
         _states(decay, inputs, start),
         "the same from a given state",
@@ -84,11 +84,11 @@ def sequential_scan(answer):
 
 
 @exercise("2.4.2", "ex-discretise")
-def discretise(answer):
+def discretise(answer, random):
     case = _case(2)
     step, A, B = case.delta[:, :, None], case.A, case.B[:, None, :]
     A_bar, B_bar = _pair(answer(case.delta, case.A, case.B), "two tensors, A_bar and B_bar")
-    expect_close(
+    expect(
         A_bar,
         torch.exp(step * A),
         "A_bar of 7 steps, 3 channels and 2 states",
@@ -99,7 +99,7 @@ def discretise(answer):
             "delta belongs inside the exponential: exp(delta A), not delta exp(A).": lambda: step * torch.exp(A),
         },
     )
-    expect_close(
+    expect(
         B_bar,
         step * B,
         "B_bar of the same",
@@ -141,11 +141,11 @@ def _selection(u, mixer, activation=F.softplus, bias=True):
 
 
 @exercise("2.4.2", "ex-selection")
-def selection(answer):
+def selection(answer, random):
     mixer, u = _mixer(3), _case(3, D=6).u
     delta, B, C = _pair(answer(u, mixer), "three tensors, delta, B and C", 3)
     right, wrong = _selection(u, mixer), partial(_first, _selection, u, mixer)
-    expect_close(
+    expect(
         delta,
         right[0],
         "delta of 7 steps and 6 channels",
@@ -158,13 +158,13 @@ def selection(answer):
         },
     )
     swapped = "B and C are swapped: after delta's part x_proj gives B first, then C."
-    expect_close(B, right[1], "B of 7 steps and 3 states", {swapped: lambda: right[2]})
-    expect_close(C, right[2], "C of 7 steps and 3 states", {swapped: lambda: right[1]})
+    expect(B, right[1], "B of 7 steps and 3 states", {swapped: lambda: right[2]})
+    expect(C, right[2], "C of 7 steps and 3 states", {swapped: lambda: right[1]})
     return "delta per channel, B and C shared by all channels, all three from the input."
 
 
 @exercise("2.4.2", "ex-combine")
-def combine(answer):
+def combine(answer, random):
     steps = [(torch.tensor(a), torch.tensor(x)) for a, x in ((0.5, 3.0), (0.25, -2.0), (2.0, 7.0))]
     decay, added = (float(v) for v in _pair(answer(steps[0], steps[1]), "a pair, the decay and the input"))
     expect(
@@ -186,13 +186,13 @@ def combine(answer):
     case = _case(4)
     left, right = zip(case.delta[:2], case.u[:2], strict=True)
     both = _pair(answer(left, right), "a pair, the decay and the input")
-    expect_close(both[0], left[0] * right[0], "decays of three channels at once")
-    expect_close(both[1], right[0] * left[1] + right[1], "inputs of three channels at once")
+    expect(both[0], left[0] * right[0], "decays of three channels at once")
+    expect(both[1], right[0] * left[1] + right[1], "inputs of three channels at once")
     return "two steps are one step of the same form, so a sequence can be grouped in any way."
 
 
 @exercise("2.4.2", "ex-chunked-scan")
-def chunked_scan(answer):
+def chunked_scan(answer, random):
     case = _case(5, T=12)
     decay, inputs = torch.exp(case.delta[:, :, None] * case.A), case.u[:, :, None] * case.B[:, None, :]
     right = _states(decay, inputs)
@@ -202,7 +202,7 @@ def chunked_scan(answer):
         pieces = zip(decay.split(chunk), inputs.split(chunk), strict=True)
         return torch.cat([_states(a, x, start) for a, x in pieces])
 
-    expect_close(
+    expect(
         _untouched(answer, decay, inputs, 4),
         right,
         "12 steps in chunks of 4",
@@ -211,13 +211,13 @@ def chunked_scan(answer):
             "The state handed on has to decay inside the next chunk, step by step.": lambda: _handed(decay, inputs, 4),
         },
     )
-    expect_close(
+    expect(
         _untouched(answer, decay[:11], inputs[:11], 4),
         right[:11],
         "11 steps in chunks of 4, so that the last chunk is short",
         {"The last chunk is cut off: T need not be a multiple of the chunk.": lambda: right[:8]},
     )
-    expect_close(
+    expect(
         _untouched(answer, decay, inputs, 5, case.state),
         _states(decay, inputs, case.state),
         "12 steps in chunks of 5 from a given state",
@@ -226,7 +226,7 @@ def chunked_scan(answer):
             "Every chunk began from the initial state: only the first one does.": lambda: apart(5, case.state),
         },
     )
-    expect_close(_untouched(answer, decay, inputs, 64), right, "12 steps in one chunk of 64")
+    expect(_untouched(answer, decay, inputs, 64), right, "12 steps in one chunk of 64")
     return "each chunk from zero, then the state handed on, decayed as far as each step is away."
 
 
@@ -240,7 +240,7 @@ def _handed(decay, inputs, chunk):
 
 
 @exercise("2.4.2", "ex-fused-scan")
-def fused_scan(answer):
+def fused_scan(answer, random):
     c = _case(6)
     batched = lambda x: x.T[None]  # noqa: E731
 
@@ -257,7 +257,7 @@ def fused_scan(answer):
 
     right, last = by()
     y, h = _pair(answer(c.u, c.delta, c.A, c.B, c.C, c.D), "the output y and the last state")
-    expect_close(
+    expect(
         y,
         right,
         "y of 7 steps and 3 channels",
@@ -269,13 +269,13 @@ def fused_scan(answer):
             "delta is missing from the input: a step writes delta B u.": _first(by, u=c.u / c.delta, D=c.D * c.delta),
         },
     )
-    expect_close(h, last, "the state after the last step")
+    expect(h, last, "the state after the last step")
     y, h = _pair(answer(c.u, c.delta, c.A, c.B, c.C, c.D, c.state), "the output y and the last state")
     handed, last = by(state=c.state)
-    expect_close(
+    expect(
         y, handed, "y from a given state", {"The initial state is not used: the state is not handed on.": lambda: right}
     )
-    expect_close(h, last, "the state after the last step, from a given one")
+    expect(h, last, "the state after the last step, from a given one")
     return "one state, updated and read in the same step."
 
 
@@ -297,11 +297,11 @@ def _block(x, mixer, cache=None, sign=-1, skip=True, gated=True, act=F.silu, ahe
 
 
 @exercise("2.4.2", "ex-mamba-block")
-def mamba_block(answer):
+def mamba_block(answer, random):
     mixer, x = _mixer(7), _case(7, T=9, D=5).u
     (right, cache), wrong = _block(x, mixer), partial(_first, _block, x, mixer)
     out, came = _pair(answer(x, mixer), "the output and the cache")
-    expect_close(
+    expect(
         out,
         right,
         "9 steps through a block of width 5",
@@ -315,8 +315,8 @@ def mamba_block(answer):
         },
     )
     window, state = _pair(came, "a cache of two tensors, the window and the state")
-    expect_close(window, cache[0], "the window: the last K - 1 inputs of the convolution")
-    expect_close(state, cache[1], "the state after 9 steps")
+    expect(window, cache[0], "the window: the last K - 1 inputs of the convolution")
+    expect(state, cache[1], "the state after 9 steps")
     for split in (4, 8, 1):
         _in_two(answer, x, mixer, split, right)
     return "in one piece, and in any two pieces, since window and state are handed on."
@@ -327,7 +327,7 @@ def _in_two(answer, x, mixer, split, right):
     first, between = answer(x[:split], mixer)
     second, _ = answer(x[split:], mixer, between)
     again = lambda **kept: lambda: _restart(x, mixer, split, **kept)  # noqa: E731
-    expect_close(
+    expect(
         torch.cat([first, second]),
         right,
         f"the same 9 steps as {split} and {9 - split}",
@@ -347,7 +347,7 @@ def _restart(x, mixer, split, window=False, state=False):
 
 
 @exercise("2.4.2", "ex-hidden-attention")
-def hidden_attention(answer):
+def hidden_attention(answer, random):
     c = _case(8)
 
     def by(C=c.C, B=c.B, shift=0, weight=c.delta, A=c.A):
@@ -369,7 +369,7 @@ def hidden_attention(answer):
     looks_ahead = isinstance(came, torch.Tensor) and came.shape == (3, 7, 7) and came.triu(1).abs().max() > 0
     if looks_ahead and came.tril(-1).abs().max() > 0:  # else it is transposed
         raise Wrong("inputs after i count in output i. The future counts for nothing: above the diagonal all is 0.")
-    expect_close(came, by(), "alpha of 3 channels and 7 steps", mistakes)
+    expect(came, by(), "alpha of 3 channels and 7 steps", mistakes)
     # So quick that exp of the future overflows: what is masked too late is nan.
     quick = answer(400 * c.delta, c.A, c.B, c.C)
     if not torch.isfinite(quick).all():
@@ -380,5 +380,5 @@ def hidden_attention(answer):
     y, right = torch.einsum("dij,jd->id", came, c.u), scan.selective_scan(
         *(x.T[None] for x in (c.u, c.delta)), c.A, c.B.T[None], c.C.T[None]
     )[0].T  # fmt: skip
-    expect_close(y, right, "alpha times u against the scan")
+    expect(y, right, "alpha times u against the scan")
     return "one matrix per channel, zero above the diagonal, and alpha u is the scan."

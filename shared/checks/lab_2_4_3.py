@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from shared import experts
-from shared.checks import Wrong, exercise, expect, expect_close
+from shared.checks import Wrong, exercise, expect
 from shared.kits import routing
 
 PARTS = ("embedding", "attention", "router", "shared", "routed", "other")
@@ -30,7 +30,7 @@ SHAPES = {
 
 
 @exercise("2.4.3", "ex-parameter-parts")
-def parameter_parts(answer):
+def parameter_parts(answer, random):
     shapes = {name: torch.Size(shape) for name, shape in SHAPES.items()}
     came = answer(shapes, 2)
     if not isinstance(came, dict) or set(came) != set(PARTS):
@@ -99,7 +99,7 @@ def _topk_of_logits(model, batch) -> dict:
 
 @exercise("2.4.3", "ex-record")
 @torch.no_grad()
-def record(answer):
+def record(answer, random):
     ids = torch.tensor([[9, 5, 33, 8, 17, 2], [4, 30, 12, 0, 0, 0]])
     batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
     for kind, model in _small_models().items():
@@ -137,7 +137,7 @@ def _recorded(came, right: dict, kind: str, topk: dict) -> None:
 
 
 @exercise("2.4.3", "ex-document-counts")
-def document_counts(answer):
+def document_counts(answer, random):
     first = torch.tensor([[[0, 2], [2, 1], [0, 1]], [[3, 0], [3, 1], [-1, -1]]])
     second = torch.tensor([[[1, 0], [1, 3], [3, 1]], [[2, 1], [0, 2], [-1, -1]]])
     indices, E = {1: first, 3: second}, 5
@@ -157,7 +157,7 @@ def document_counts(answer):
         "All k experts of a token count, not the first alone.": lambda: by(ranks=1),
     }
     came = came.double() if isinstance(came, torch.Tensor) else came
-    expect_close(came, right.double(), "2 documents, 2 layers, 5 experts", _double(mistakes))
+    expect(came, right.double(), "2 documents, 2 layers, 5 experts", _double(mistakes))
     return "per document, per layer, per expert, without padding."
 
 
@@ -166,7 +166,7 @@ def _double(mistakes: dict) -> dict:
 
 
 @exercise("2.4.3", "ex-mutual-information")
-def mutual_information(answer):
+def mutual_information(answer, random):
     table = torch.tensor([[[8.0, 0, 4, 2], [1, 6, 3, 5]], [[2.0, 4, 6, 8], [4, 8, 12, 16]]], dtype=torch.float64)
 
     def by(table=table, base=math.e, experts=None, axes=(-2, -1)):
@@ -184,12 +184,12 @@ def mutual_information(answer):
         raise Wrong(
             "got nan: an empty cell adds nothing. 0 log 0 is 0 (torch.xlogy knows), and 0 / 0 must not be made."
         )
-    expect_close(came, by(), "a table of 2 domains and 4 experts, and one whose domains agree", mistakes, 1e-9)
+    expect(came, by(), "a table of 2 domains and 4 experts, and one whose domains agree", mistakes, 1e-9)
     return "0 where domains use experts alike; the load itself, even or not, is no information."
 
 
 @exercise("2.4.3", "ex-permutation-test")
-def permutation_test(answer):
+def permutation_test(answer, random):
     counts = torch.tensor([[[9, 1, 2], [3, 3, 4]], [[7, 2, 1], [5, 1, 4]], [[2, 6, 3], [1, 8, 2]],
                            [[1, 5, 7], [0, 4, 7]], [[3, 3, 8], [2, 9, 1]]], dtype=torch.float64)  # fmt: skip
     labels, n = torch.tensor([0, 0, 0, 1, 1]), 60
@@ -205,7 +205,7 @@ def permutation_test(answer):
     if not isinstance(result, (tuple, list)) or len(result) != 3:
         raise Wrong(f"expected three tensors, observed, null and p, got {result!r}.")
     observed, null, p = result
-    expect_close(observed, of(labels.tolist()), "the observed statistic of 2 layers", tolerance=1e-9)
+    expect(observed, of(labels.tolist()), "the observed statistic of 2 layers", rel=1e-9)
     if getattr(null, "shape", None) != (n, 2):
         raise Wrong(f"expected a null of shape ({n}, 2), got {getattr(null, 'shape', null)}.")
     _from_documents(null, of)
@@ -220,7 +220,7 @@ def permutation_test(answer):
         ),
     }
     p = p.double() if isinstance(p, torch.Tensor) else p
-    expect_close(p, (1 + at_least) / (1 + n), "p of the null that you returned", mistakes)
+    expect(p, (1 + at_least) / (1 + n), "p of the null that you returned", mistakes)
     return "documents keep their tokens together and trade labels; p counts the observed one."
 
 
@@ -245,7 +245,7 @@ def _from_documents(null, of) -> None:
 
 
 @exercise("2.4.3", "ex-expected-by-token")
-def expected_by_token(answer):
+def expected_by_token(answer, random):
     tokens, document = torch.tensor([7, 2, 7, 5, 2, 7, 2]), torch.tensor([0, 0, 0, 0, 1, 1, 1])
     chosen, E = torch.tensor([[0, 2], [1, 3], [0, 1], [3, 0], [1, 0], [2, 0], [3, 2]]), 4
 
@@ -266,12 +266,12 @@ def expected_by_token(answer):
     }
     came = answer(tokens, chosen, document, E)
     came = came.double() if isinstance(came, torch.Tensor) else came
-    expect_close(came, by(), "2 documents with 3 kinds of token and 4 experts", mistakes)
+    expect(came, by(), "2 documents with 3 kinds of token and 4 experts", mistakes)
     return "what each document would do if its words alone decided."
 
 
 @exercise("2.4.3", "ex-repetition")
-def repetition(answer):
+def repetition(answer, random):
     first = torch.tensor([[0, 0, 3, 3, 3, 1], [3, 3, 3, -1, -1, -1], [0, 0, 0, 2, -1, -1]])
     real = first[first >= 0].tolist()
     load = [real.count(e) / len(real) for e in range(4)]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.checks import Wrong, exercise, expect, expect_close
+from shared.checks import Wrong, exercise, expect
 
 
 def _logits(seed: int, T: int = 6, E: int = 5) -> Tensor:
@@ -35,7 +35,7 @@ def _judge(answer, logits: Tensor, right: tuple[Tensor, Tensor], mistakes: dict,
             reason = " They are the right ones in another order: the largest comes first."
         raise Wrong(f"experts of {T} tokens: expected {right[0].tolist()}, got {experts.tolist()}.{reason}")
     values = {why: (lambda w=wrong: w) for why, (_, wrong) in mistakes.items()}
-    expect_close(weights, right[1], f"weights of {T} tokens", values)
+    expect(weights, right[1], f"weights of {T} tokens", values)
 
 
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,7 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @exercise("2.4.4", "ex-softmax-router")
-def softmax_router(answer):
+def softmax_router(answer, random):
     logits = _logits(1)
     experts, weights = right = _top(logits.softmax(-1), 2)
     mistakes = {
@@ -62,7 +62,7 @@ def softmax_router(answer):
 
 
 @exercise("2.4.4", "ex-topk-router")
-def topk_router(answer):
+def topk_router(answer, random):
     logits = _logits(2)
     experts, largest = _top(logits, 2)
     probabilities = logits.softmax(-1)
@@ -81,7 +81,7 @@ def topk_router(answer):
 
 
 @exercise("2.4.4", "ex-biased-router")
-def biased_router(answer):
+def biased_router(answer, random):
     logits, k = _logits(3), 2
     bias = torch.tensor([0.6, -0.3, 0.0, 0.4, -0.5], dtype=torch.float64)
     scores = logits.sigmoid()
@@ -108,7 +108,7 @@ def biased_router(answer):
 
 
 @exercise("2.4.4", "ex-imbalance")
-def imbalance(answer):
+def imbalance(answer, random):
     counts = torch.tensor([40, 30, 20, 9, 1, 0])  # mean 16.67: 5 % of it is 0.83
     load = counts.double() / counts.double().mean()
     share = load / len(load)
@@ -157,7 +157,7 @@ def _layer_loss(logits: Tensor, k: int, real: Tensor | None = None, E: int | Non
 
 
 @exercise("2.4.4", "ex-balancing-loss")
-def balancing_loss(answer):
+def balancing_loss(answer, random):
     k, layers = 2, [_logits(5, 8, 4), _logits(6, 8, 4).roll(1, 1)]
     real = torch.tensor([False, False, True, True, True, True, True, True])
     right = torch.stack([_layer_loss(layer, k) for layer in layers]).mean()
@@ -179,16 +179,14 @@ def balancing_loss(answer):
     }
     given = [layer.clone().requires_grad_() for layer in layers]
     came = answer(given, k)
-    expect_close(came.detach() if isinstance(came, Tensor) else came, right, "two layers, 8 tokens, k = 2", mistakes)
+    expect(came.detach() if isinstance(came, Tensor) else came, right, "two layers, 8 tokens, k = 2", mistakes)
     if not came.requires_grad:
         raise Wrong("the loss has no gradient: P is the mean probability, and the logits have to reach it.")
     slope = torch.autograd.grad(came, given)[0]
     wanted = layers[0].clone().requires_grad_()
     wanted = torch.autograd.grad(_layer_loss(wanted, k) / 2, wanted)[0]
-    expect_close(
-        slope, wanted, "its gradient on the first layer", {"f has to be a constant: detach it.": lambda: -slope}
-    )
-    expect_close(
+    expect(slope, wanted, "its gradient on the first layer", {"f has to be a constant: detach it.": lambda: -slope})
+    expect(
         answer(layers, k, real).detach(),
         torch.stack([_layer_loss(layer, k, real) for layer in layers]).mean(),
         "the same with two tokens of padding",
@@ -216,7 +214,7 @@ def _kept(experts: Tensor, E: int, factor: float, *, by_rank=True, last=False, d
 
 
 @exercise("2.4.4", "ex-within-capacity")
-def within_capacity(answer):
+def within_capacity(answer, random):
     experts = torch.tensor([[0, 1], [1, 0], [0, 2], [0, 1], [2, 0], [0, 3], [1, 0]])
     came = answer(experts.clone(), 4, 1.0)
     if not isinstance(came, Tensor) or came.dtype != torch.bool or came.shape != experts.shape:
@@ -248,14 +246,14 @@ def within_capacity(answer):
 
 
 @exercise("2.4.4", "ex-bias-step")
-def bias_step(answer):
+def bias_step(answer, random):
     bias = torch.tensor([0.1, -0.2, 0.0, 0.3], dtype=torch.float64)
     counts, u = torch.tensor([90, 10, 50, 50]), 0.01
     right = bias + u * torch.tensor([-1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     less = counts.double().mean() - counts
     given = bias.clone()
     came = answer(given, counts, u)
-    expect_close(
+    expect(
         came,
         right,
         "the next bias for the counts 90, 10, 50, 50 and u = 0.01",

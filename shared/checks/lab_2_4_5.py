@@ -18,7 +18,7 @@ def _pair(result, what: str, length: int = 2):
 
 
 @exercise("2.4.5", "ex-windows")
-def windows(answer):
+def windows(answer, random):
     for tokens, window, stride in ((5, 8, 8), (8, 8, 8), (20, 8, 8), (21, 8, 3), (9, 4, 1), (0, 4, 2)):
         case = f"{tokens} tokens, window {window}, stride {stride}"
         found = answer(tokens, window, stride)
@@ -53,7 +53,7 @@ def windows(answer):
 
 
 @exercise("2.4.5", "ex-window-nll")
-def window_nll(answer):
+def window_nll(answer, random):
     generator = torch.Generator().manual_seed(5)
     logits = 3 * torch.randn(7, 11, generator=generator, dtype=torch.float64)
     ids = torch.randint(11, (8,), generator=generator)
@@ -79,7 +79,7 @@ def window_nll(answer):
 
 
 @exercise("2.4.5", "ex-yardsticks")
-def yardsticks(answer):
+def yardsticks(answer, random):
     texts = ["Le mètre est défini à Paris.", "a b", "A whole sentence, in six words."]
     nll, tokens = [40.0, 3.0, 11.5], [17, 3, 9]
     nats, size = sum(nll), [len(text.encode()) for text in texts]
@@ -122,7 +122,7 @@ def yardsticks(answer):
 
 
 @exercise("2.4.5", "ex-paired-interval")
-def paired_interval(answer):
+def paired_interval(answer, random):
     rng = np.random.default_rng(3)
     size = rng.integers(50, 2000, 80)
     b = size * rng.normal(0.5, 0.15, 80)  # documents differ much,
@@ -171,7 +171,7 @@ _UNPAIRED = (
 
 
 @exercise("2.4.5", "ex-first-and-decode")
-def first_and_decode(answer):
+def first_and_decode(answer, random):
     device, calls = Device(queue=3.0), {"prefill": 0, "step": 0}
 
     def prefill():
@@ -227,7 +227,7 @@ def first_and_decode(answer):
 
 
 @exercise("2.4.5", "ex-pareto")
-def pareto(answer):
+def pareto(answer, random):
     points = {"slow": (9.0, 0.3), "poor": (2.0, 0.9), "beaten": (5.0, 0.6), "good": (4.0, 0.5), "late": (4.0, 0.7)}
     points |= {"twin": (4.0, 0.5), "worst": (9.5, 0.95)}
     right = ["poor", "good", "twin", "slow"]
@@ -251,7 +251,7 @@ def pareto(answer):
 
 
 @exercise("2.4.5", "ex-decide")
-def decide(answer):
+def decide(answer, random):
     base = pd.DataFrame(
         {
             "bits_per_byte": [0.50, 0.48, 0.47, 0.60],

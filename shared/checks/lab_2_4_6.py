@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from shared import data
-from shared.checks import Wrong, exercise, expect, expect_close
+from shared.checks import Wrong, exercise, expect
 from shared.kits import finetune
 
 # ---- gradients ------------------------------------------------------------------------------------------------------
@@ -29,7 +29,7 @@ class _Mixed(nn.Module):
 
 
 @exercise("2.4.6", "ex-without-gradient")
-def without_gradient(answer):
+def without_gradient(answer, random):
     model, batch = _Mixed(), {"ids": torch.tensor([[1, 2]]), "labels": torch.ones(1, 2, 3)}
     came = answer(model, batch)
     off, never = "switched_off.weight", "never_used.weight"
@@ -59,7 +59,7 @@ def without_gradient(answer):
 
 
 @exercise("2.4.6", "ex-rank-for")
-def rank_for(answer):
+def rank_for(answer, random):
     shapes, parameters = [(256, 64), (20, 128)] * 2, 66_496
 
     def largest(per_rank, limit=0.2, counted=1, parameters=parameters):
@@ -113,8 +113,8 @@ def _adapted(names) -> set[str]:
     return {name.split(".lora_")[0].split(".")[-1] for name in names}
 
 
-@exercise("2.4.6", "ex-adapt")
-def adapt(answer):
+@exercise("2.4.6", "ex-adapt", changes=("model",))
+def adapt(answer, random):
     ids = torch.tensor([[5, 6, 7, 8]])
     for kind, wanted in (("mamba", {"in_proj", "x_proj"}), ("gpt_neox", {"query_key_value"})):
         base = _small(kind)
@@ -144,7 +144,7 @@ def adapt(answer):
             raise Wrong("dropout was asked for: leave it out, so that training loss and evaluation loss compare.")
         with torch.no_grad():
             after = model(input_ids=ids, use_cache=False).logits
-        expect_close(after, before, "logits before the first step, when an adapter does nothing yet")
+        expect(after, before, "logits before the first step, when an adapter does nothing yet")
     return "in_proj and x_proj of Mamba, query_key_value of the transformer; the base is frozen."
 
 
@@ -165,7 +165,7 @@ def _places(kind: str, came: set[str], wanted: set[str]) -> None:
 
 
 @exercise("2.4.6", "ex-encode")
-def encode(answer):
+def encode(answer, random):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(finetune.INSTRUCT / "tokenizer", trust_remote_code=False)
@@ -215,7 +215,7 @@ def encode(answer):
 
 
 @exercise("2.4.6", "ex-collate")
-def collate(answer):
+def collate(answer, random):
     eos = 1
     rows = [[5, 6, 7, eos], [5, eos], [8, 6, eos]]
     features = [{"input_ids": row, "labels": [-100, *row[1:]]} for row in rows]
@@ -267,7 +267,7 @@ def collate(answer):
 
 
 @exercise("2.4.6", "ex-training-bytes")
-def training_bytes(answer):
+def training_bytes(answer, random):
     frozen, trained = 1000, 10
     expect(
         answer(frozen, trained),
@@ -296,14 +296,14 @@ def training_bytes(answer):
 
 
 @exercise("2.4.6", "ex-merged")
-def merged(answer):
+def merged(answer, random):
     generator = torch.Generator().manual_seed(0)
     W, A, B = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((5, 4), (2, 4), (5, 2)))
     given = [x.clone() for x in (W, A, B)]
     came = answer(*given, 6.0)
     if not all(torch.equal(g, x) for g, x in zip(given, (W, A, B), strict=True)):
         raise Wrong("the arguments were changed: return a new tensor, the base is still needed.")
-    expect_close(
+    expect(
         came,
         W + 3 * B @ A,
         "a (5, 4) weight with an adapter of rank 2 and alpha 6",

@@ -15,7 +15,7 @@ import pandas as pd
 from shared import memory, models, results
 from shared.errors import BadInput
 from shared.kits import plans
-from shared.notebooks import absent
+from shared.notebooks import absent, progress
 
 WEIGHTS = ("trained", "random")
 
@@ -36,7 +36,7 @@ def choose(scales: Mapping[str, dict], scale: str, weights: str, **choices: tupl
 
 
 def start(number: str):
-    """Print the machine and its free memory. Returns the device that the lab works on, a torch.device.
+    """Print the machine, its free memory and what is solved so far. Returns the device of the lab, a torch.device.
 
     From here on, a cell that needs what cannot be had says so and is left out (`absent.skip_cells`).
 
@@ -45,6 +45,7 @@ def start(number: str):
     device = memory.pick_device()
     print(f"device: {device}, {memory.human(memory.available(device))} of memory free")
     print(results.machine())
+    print(f"{progress.said(number)}.")
     absent.skip_cells(number)
     return device
 

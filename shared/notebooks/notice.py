@@ -1,5 +1,7 @@
 """The marks and colours with which the course speaks in a notebook, and how a program reads them again."""
 
+import re
+
 GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[0m"
 PASSED, FAILED, OPEN = "✓", "✗", "○"
 # What is open has the colour of the text around it: the greys of terminals vanish in one of JupyterLab's themes.
@@ -12,5 +14,5 @@ def marked(mark: str, name: str, text: str) -> str:
 
 
 def passed(text: str) -> bool:
-    """Whether a check's output holds the mark of an answer that is right."""
-    return PASSED in text
+    """Whether a check's output says that an answer is right: a line begins with that mark."""
+    return re.search(f"^(?:{re.escape(GREEN)})?{PASSED} ", text, re.MULTILINE) is not None

@@ -76,6 +76,7 @@ def execute(
     folder = folder or files.BUILD / "executed"
     out = folder / path_of(lab).name
     ends_with_us = f"__import__('shared.notebooks').notebooks.end_with({os.getpid()})"
+    solves_for_nobody = "__import__('os').environ['COURSE_PROGRESS'] = 'off'"
     start, error = time.perf_counter(), ""
     with files.replacing(out) as partial:  # a run that is interrupted leaves the last whole one in its place
         try:
@@ -91,6 +92,7 @@ def execute(
                 extra_arguments=[
                     "--IPKernelApp.log_level=40",  # errors only: it warns that localhost is not encrypted
                     f"--IPKernelApp.exec_lines={ends_with_us}",
+                    f"--IPKernelApp.exec_lines={solves_for_nobody}",
                 ],
             )
         except papermill.PapermillExecutionError as failed:

@@ -87,7 +87,7 @@ def unrolled(delta, A, B, C, *, since=1, write=True, swapped=False, transposed=F
 WRONG = [
     (lab_2_4_2.sequential_scan, faulty(states, early=True), "off by one in time"),
     (lab_2_4_2.sequential_scan, faulty(states, ignore=True), "initial state is not used"),
-    (lab_2_4_2.sequential_scan, faulty(states, in_place=True), "arguments were changed"),
+    (lab_2_4_2.sequential_scan, faulty(states, in_place=True), "was changed, and others still need it"),
     (lab_2_4_2.sequential_scan, lambda a, x, h=None: states(a, x, h)[-1], "every step's state is wanted"),
     (lab_2_4_2.discretise, faulty(discrete, sign=-1), "A's sign"),
     (lab_2_4_2.discretise, faulty(discrete, euler=True), "zero-order hold is its exponential"),

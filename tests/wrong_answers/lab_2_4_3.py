@@ -129,7 +129,7 @@ WRONG = [
     (lab_2_4_3.record, lambda model, ids, mask: {}, "one fused module"),
     (lab_2_4_3.record, faulty(recorded, padding=0), "padding is dispatched too"),
     (lab_2_4_3.record, faulty(recorded, where="router"), "selection bias comes after them"),
-    (lab_2_4_3.record, faulty(recorded, remove=False), "a hook is still on the model"),
+    (lab_2_4_3.record, faulty(recorded, remove=False), "still has a hook on it"),
     (lab_2_4_3.document_counts, faulty(counted, padding=True), "Padding was counted"),
     (lab_2_4_3.document_counts, faulty(counted, ranks=1), "not the first alone"),
     (lab_2_4_3.document_counts, faulty(counted, over=1), "a sum over layers means nothing"),
