@@ -71,10 +71,19 @@ def agree(
     Order the cases from the smallest. mistakes: explanation -> a function of the same arguments that makes the mistake.
     rel: see `expect`. gradients: those of every floating tensor among the arguments must agree too.
     """
+    passed: list[tuple[Case, object]] = []
+
+    def value(mistake: Callable, one: Case):
+        """What a mistake leads to; only one that agrees wherever the answer did can be the answer's."""
+        if any(difference(before.of(mistake), right, rel) for before, right in passed):
+            raise LookupError
+        return one.of(mistake)
+
     for one in cases:
         right = one.of(answer.own)
-        wrong = {why: functools.partial(one.of, function) for why, function in (mistakes or {}).items()}
+        wrong = {why: functools.partial(value, mistake, one) for why, mistake in (mistakes or {}).items()}
         expect(one.of(answer), right, one.what, wrong, rel)
+        passed.append((one, right))
         if gradients:
             came, wanted = _gradients(answer, one), _gradients(answer.own, one)
             expect(came, wanted, f"gradients of the arguments, for {one.what}", rel=rel)
