@@ -19,7 +19,7 @@ class Call:
 
 
 class Accelerator:
-    """Calls return at once and leave work in a queue, as on a GPU; `synchronize` waits until it is done.
+    """Calls return soon and leave work in a queue, as on a GPU; `synchronize` waits until it is done.
 
     Real time passes, so any clock may measure it. `calls` says when each piece of work was asked for and waited for,
     and `span` what a clock that is read at the right places can show. That holds however busy the machine is.
@@ -33,6 +33,7 @@ class Accelerator:
         now = time.perf_counter()
         self.free = max(self.free, now) + seconds
         self.calls.append(Call(now))
+        time.sleep(CALL)
 
     def synchronize(self) -> None:
         while (left := self.free - time.perf_counter()) > 0:

@@ -8,8 +8,8 @@ import pandas as pd
 from transformers import GPTNeoXConfig, MambaConfig
 
 from shared import files
-from shared.checks import Wrong, agree, as_tensor, case, exercise, instead
-from shared.checks.device import Accelerator
+from shared.checks import Wrong, agree, as_tensor, case, exercise, expect, instead, unpacked
+from shared.checks.device import CALL, Accelerator
 from shared.models.sizes import PUBLISHED
 
 TINY = files.DATA / "tiny"
@@ -83,6 +83,7 @@ def mamba_state_bytes(answer, random):
         case("the same with a batch of 5 and a window in 4 bytes", small, batch=5, bytes_per_value=4),
         case("the same with a batch of 2 alone", small, 2),
         case("the same with a window in 1 byte", small, bytes_per_value=1),
+        case("the same with a window in 8 bytes", small, bytes_per_value=8),
         case("one layer, one channel, one of everything", _mamba(1, 1, 1, 1), 1, 1),
         case("tiny/mamba", MambaConfig.from_json_file(TINY / "mamba/config.json")),
         case("Mamba-2.8B", MambaConfig.from_json_file(PUBLISHED / "mamba-2.8b.json")),
@@ -138,25 +139,21 @@ def _measured(answer, costs: list[float], warmup: int, repeats: int, given: dict
         raise Wrong(f"expected {warmup} + {repeats} calls of work(), saw {calls}.{why}")
     if len(times) != repeats:
         raise Wrong(f"expected {repeats} times, got {len(times)}.")
-    for number, seconds in enumerate(times.tolist()):
-        least, most = device.span(warmup + number, warmup + number)
-        said = f"repeat {number + 1} keeps the device busy for {costs[warmup + number]:.3g} s"
+    for number, seconds in enumerate(times.tolist(), warmup):
+        least, most = device.span(number, number)
+        if least <= seconds <= most:
+            continue
+        said = (
+            f"repeat {number - warmup + 1} keeps the device busy for {costs[number]:.3g} s, you measured {seconds:.3g}"
+        )
+        why = "Read a clock that counts waiting too, for each call alone, and give the times in the order of the calls."
         if any(least <= seconds / unit <= most for unit in (1e3, 1e6, 1e9)):
-            raise Wrong(f"{said}, you measured {seconds:.3g}. That is another unit: seconds are asked for.")
-        if not seconds >= least:
-            waited = math.isfinite(device.calls[-1].done)
-            why = " Or its clock does not count waiting: process_time stands still then." if waited else ""
-            raise Wrong(
-                f"{said}, you measured {seconds:.3g} s. "
-                f"The clock stopped before the device had finished: synchronise before you read the end.{why}"
-            )
-        if not seconds <= most and not number:
-            raise Wrong(
-                f"{said}, you measured {seconds:.4g} s. "
-                "It waited for the warm-up calls too: synchronise before you start the clock."
-            )
-        if not seconds <= most:
-            raise Wrong(f"{said}, you measured {seconds:.4g} s. Time each call alone, in the order of the calls.")
+            why = "That is another unit: seconds are asked for."
+        elif seconds < least and (math.isinf(device.calls[-1].done) or CALL < seconds < 2 * CALL):
+            why = "The clock stopped before the device had finished: synchronise before you read the end."
+        elif number == warmup and seconds > most + costs[0] / 2:
+            why = "It waited for the warm-up calls too: synchronise before you start the clock."
+        raise Wrong(f"{said} s. {why}")
 
 
 @exercise("2.4.1", "ex-growth-exponent")
@@ -164,13 +161,12 @@ def growth_exponent(answer, random):
     tokens, noisy = [256, 512, 1024, 2048, 4096], [0.9, 2.3, 3.6, 8.5, 15.0]
     mamba, transformer = range(5), range(5, 10)  # labels of a table's rows, as the lab passes its columns
     cases = [
-        case("values that grow as tokens**1.5", tokens, [3e-6 * t**1.5 for t in tokens]),
         case("five noisy points", tokens, noisy),
+        case("values that grow as tokens**1.5", tokens, [3e-6 * t**1.5 for t in tokens]),
         case("the least number of points", [1, 2, 4], [1.0, 2.5, 3.0]),
         case("points in another order, one context measured twice", [2048, 256, 512, 256], [9.0, 2.0, 2.9, 1.1]),
         case("columns of a table", pd.Series(tokens, transformer), pd.Series(noisy, transformer)),
         case("whole numbers, in proportion", pd.Series(tokens, mamba), pd.Series(tokens, mamba) * 2048),
-        case("a quantity that does not grow", pd.Series(tokens, mamba), pd.Series([270336] * 5, mamba)),
         case("a rate that falls", np.array(tokens), np.array([90.0, 61.0, 33.0, 29.0, 13.0])),
         case("large values at long contexts", tuple(1024 * t for t in tokens), tuple(v * 1e9 for v in noisy)),
     ]
@@ -209,6 +205,8 @@ def growth_exponent(answer, random):
         "The slope comes first, then its error.": lambda tokens, values: answer.own(tokens, values)[::-1],
     }
     agree(answer, cases, mistakes, rel=1e-4)  # float32 loses two more digits in the residuals
+    state = answer(pd.Series(tokens, mamba), pd.Series([270336] * 5, mamba))  # for its error scipy gives nan
+    expect(unpacked(state, 2, "two numbers, the slope and its error")[0], 0.0, "slope of what does not grow")
     slope, error = answer.own(tokens, noisy)
     return f"slope {slope:.2f} ± {error:.2f} on the noisy points: an exponent without its error is a guess."
 
@@ -229,9 +227,10 @@ def decode_roofline(answer, random):
         case("2.8 billion weights at 273 GB/s, a batch of 64", 5_545_000_000, 131_072 * 327_680, 0, 273e9, 64),
     ]
     for _ in range(6):
-        weights, cache, state = (random.choice([1, 0.5]) * random.randint(1, 10**9) for _ in range(3))
+        sizes = [random.randint(1, 10**9) / 2 for _ in range(3)]
+        rate, batch = random.uniform(1e6, 1e12), random.randint(2, 99)
         cases.append(
-            case("bytes of all kinds", weights, cache, state, random.uniform(1e6, 1e12), random.randint(1, 99))
+            case(f"weights, cache, state of {sizes} bytes, {rate:.6g} bytes/s, batch {batch}", *sizes, rate, batch)
         )
     mistakes = {
         "Seconds per token came out: the roofline is tokens per second.": lambda *a, **k: 1 / own(*a, **k),
