@@ -110,7 +110,7 @@ def _small(kind: str) -> nn.Module:
 
 def _adapted(names) -> set[str]:
     """The modules that adapters stand at, by the last part of their names."""
-    return {name.split(".lora_")[0].split(".")[-1] for name in names}
+    return set(map(finetune.module_of, names))
 
 
 @exercise("2.4.6", "ex-adapt")
