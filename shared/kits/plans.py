@@ -295,7 +295,7 @@ def architecture_comparison(plan: Plan, s) -> None:
     plan.part("quality of all models", judged, "quality-sweep")
     whole = story / TOKEN + 8 * s.long_window + 2 * passage / TOKEN
     read_on = plan.load(1, twins[0]) + plan.score(twins[0], whole, s.long_window)
-    plan.part("a story read on", read_on, "carry", "carry-exact", "carry-dropped")
+    plan.part("a story read on", read_on, "carry", "carry-exact", "carry-course", "carry-dropped")
     priced = plan.load(1, *s.zoo)
     for name in s.zoo:
         priced += plan.sweep(name, s.contexts, **s.timing)
