@@ -48,7 +48,7 @@ def kv_cache_bytes(answer, random):
         case("the same in 4 bytes for a batch of 3", grouped, 11, 3, 4),
         case("one layer with one head, one token in one byte", _attention(1, 1, 7), 1, 1, 1),
         case("tiny/transformer after 256 tokens", GPTNeoXConfig.from_json_file(TINY / "transformer/config.json"), 256),
-        case("Pythia-2.8B after 131,072 tokens", GPTNeoXConfig.from_json_file(PUBLISHED / "pythia-2.8b.json"), 131072),
+        case("Pythia-2.8B after 16,384 tokens", GPTNeoXConfig.from_json_file(PUBLISHED / "pythia-2.8b.json"), 16384),
     ]
     for heads, cached in ((12, 3), (8, 8), (15, 5), (6, 1)):
         config = _attention(random.randint(1, 40), heads, random.randint(2, 80), num_key_value_heads=cached)
@@ -275,7 +275,11 @@ def context_that_fits(answer, random):
     ]
     for _ in range(8):
         batch, state = random.randint(1, 64), random.randint(0, 999)
-        memory, weights, cache = random.randint(10**6, 10**9), random.randint(10**3, 10**6), random.randint(1, 5000)
+        memory, weights, cache = (
+            random.randint(10**6, 10**8),
+            random.randint(10**3, 10**6),
+            random.randint(10**3, 10**5),
+        )
         what = f"{memory} bytes, weights of {weights}, {cache} per token, states of {state}, batch {batch}"
         cases.append(case(what, memory, weights, cache, state, batch))
 

@@ -219,6 +219,15 @@ def by_search(memory_bytes, weight_bytes, kv_bytes_per_token, state_bytes=0, bat
     return low
 
 
+def by_counting(memory_bytes, weight_bytes, kv_bytes_per_token, state_bytes=0, batch=1):
+    used, tokens = weight_bytes + batch * state_bytes, 0
+    if used > memory_bytes or not kv_bytes_per_token:
+        return 0 if used > memory_bytes else math.inf
+    while used + (tokens + 1) * batch * kv_bytes_per_token <= memory_bytes:
+        tokens += 1
+    return tokens
+
+
 def nothing_left(memory_bytes, weight_bytes, kv_bytes_per_token, state_bytes=0, batch=1):
     room = memory_bytes - weight_bytes - batch * state_bytes
     if room <= 0:
@@ -433,6 +442,7 @@ RIGHT = {
     lab_2_4_1.context_that_fits: [
         context_that_fits,
         by_search,
+        by_counting,
         nothing_left,
         of(float, context_that_fits),
         of(np.float64, context_that_fits),
