@@ -5,6 +5,7 @@ import json
 import math
 import signal
 import sys
+import threading
 import time
 from contextlib import redirect_stdout
 from types import SimpleNamespace
@@ -263,6 +264,41 @@ def test_an_answer_that_raises_is_told_its_own_line(check):
     said = of(check, answer)
     line = answer.__code__.co_firstlineno + 2
     assert f"(line {line} of the cell)" in said
+
+
+def clock(before: bool, after: bool):
+    """measure() of lab 2.4.1, which waits before it starts its clock and before it stops it, or does not."""
+
+    def measure(work, synchronize, warmup=3, repeats=5):
+        for _ in range(warmup):
+            work()
+        for _ in range(repeats):
+            synchronize() if before else None
+            start = time.perf_counter()
+            work()
+            synchronize() if after else None
+            yield time.perf_counter() - start
+
+    return measure
+
+
+def test_a_clock_is_judged_alike_beside_other_work():
+    done = threading.Event()
+
+    def other_work():
+        while not done.is_set():
+            sum(range(1000))
+
+    threads = [threading.Thread(target=other_work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        marks = [lab_2_4_1.measure.judge(clock(*waits)).mark for waits in ((1, 1), (0, 1), (1, 0))]
+        assert marks == [notice.PASSED, notice.FAILED, notice.FAILED]
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
 
 
 # ---- traces ------------------------------------------------------------------------------------------------------
