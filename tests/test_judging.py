@@ -16,7 +16,7 @@ import torch
 from transformers import BatchEncoding
 
 from shared import files, notebooks
-from shared.checks import Wrong, agree, case, expect, lab_2_4_1, watch
+from shared.checks import Wrong, agree, case, expect, instead, lab_2_4_1, watch
 from shared.checks.compare import difference
 from shared.notebooks import notice, progress
 
@@ -47,6 +47,7 @@ SAME = [
     ([1, 2], (1, 2)),
     (iter([1, 2]), (1, 2)),
     (np.array([0.5, 1.5]), (0.5, 1.5)),
+    (pd.Series([0.5, 1.5], index=[5, 6]), T([0.5, 1.5])),
     (BatchEncoding({"input_ids": [1, 2]}), {"input_ids": [1, 2]}),
     ({np.int64(1): T([2.0])}, {1: T([2.0])}),
     (["b", "a"], {"a", "b"}),
@@ -158,6 +159,11 @@ def test_an_answer_that_agrees_on_every_case_is_handed_back(check):
 def test_a_known_mistake_is_named_at_the_smallest_case_that_fails(check):
     said = of(check, lambda values, scale=2.0: [2 * v for v in values])
     assert notice.FAILED in said and "another scale: expected" in said and "The scale is an argument." in said
+
+
+def test_a_mistake_is_the_courses_own_with_another_argument(check):
+    assert instead(own, scale=3)([1.0]) == [3.0] and instead(own, values=[5.0])([1.0], scale=1.0) == [5.0]
+    assert instead(own, scale=lambda given: 1 / given.scale)([1.0]) == [0.5]
 
 
 @pytest.mark.parametrize("first", [lambda values, scale=2.0: 1 / 0, lambda values, scale=2.0: None])
