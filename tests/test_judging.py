@@ -52,6 +52,7 @@ SAME = [
     (BatchEncoding({"input_ids": [1, 2]}), {"input_ids": [1, 2]}),
     ({np.int64(1): T([2.0])}, {1: T([2.0])}),
     (["b", "a"], {"a", "b"}),
+    (np.str_("mamba"), "mamba"),
     (torch.Size([2, 3]), (2, 3)),
     (T([]), T([])),
 ]
@@ -216,6 +217,18 @@ def test_an_answer_that_does_not_end_is_stopped_within_a_second(check, answer):
     said = of(check, answer)
     assert "did not end" in said and time.thread_time() - start < 1.5
     assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_calls_that_are_slow_one_by_one_are_stopped_together():
+    def slow():
+        start = time.thread_time()
+        while time.thread_time() < start + 0.3:
+            pass
+
+    answer = watch.Answer(slow, slow, 0.4)
+    with pytest.raises(Wrong, match="did not end"):
+        for _ in range(10):
+            answer()
 
 
 def test_the_time_of_an_import_does_not_count(check, tmp_path, monkeypatch):

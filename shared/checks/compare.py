@@ -67,7 +67,7 @@ def difference(came: object, right: object, rel: float = CLOSE) -> str | None:
     ):
         return _number(came, right, rel)
     try:
-        same = type(came) is type(right) and bool(came == right)
+        same = isinstance(came, type(right)) and bool(came == right)
     except (TypeError, ValueError, RuntimeError):
         same = False
     return None if same else f"expected {shown(right)}, got {shown(came)}"
