@@ -321,7 +321,7 @@ MEASURE = {
     timer(made=lambda seconds: seconds[::-1]): "in the order of the calls",
     timer(made=lambda seconds: [statistics.mean(seconds)] * len(seconds)): "each call alone",
     timer(made=lambda seconds: [str(s) for s in seconds]): "expected a list",
-    one_span: "each call alone",
+    one_span: "you measured",
     since_the_first_start: "each call alone",
     starts_late: "for each call alone",
     kept_between_calls(): "expected 3 times, got 8",
