@@ -280,6 +280,7 @@ TRACES = {
     "was changed, and others still need": (lambda x: setattr(x, "layers", 1), SimpleNamespace(layers=3)),
     "was left in another mode": (lambda m: m.train(), model()),
     "has a hook": (lambda m: m[0].register_forward_hook(lambda *a: None), model()),
+    "has a hook on it, or a forward of yours": (lambda m: setattr(m[0], "forward", lambda x: x), model()),
     "other weights": (spoil_weight, model()),
     "requires_grad": (lambda m: m[0].requires_grad_(False), model()),
     "gradients left behind": (lambda m: m(torch.ones(1, 2)).sum().backward(), model()),
@@ -294,6 +295,22 @@ def test_what_an_answer_does_to_its_arguments_is_seen(named):
         answer(watch.copied(argument))
     watch.Answer(lambda x: None, lambda x: None, 0.7)(watch.copied(argument))
     watch.Answer(lambda x: [spoil(x)], lambda x: None, 0.7, ("x",))(watch.copied(argument))
+
+
+def test_a_forward_that_is_put_back_is_no_trace():
+    def answer(x):
+        before, x[0].forward = x[0].forward, lambda y: y
+        x[0].forward = before
+
+    watch.Answer(answer, lambda x: None, 0.7)(model())
+
+
+@pytest.mark.parametrize("of", [lambda x: x[..., 0], lambda x: x.T, lambda x: x[1:, 1:], lambda x: x[:1].expand(2, 3)])
+def test_a_copy_is_as_contiguous_as_what_was_copied(of):
+    value = of(torch.arange(6.0).view(2, 3))
+    copy = watch.copied(value)
+    assert copy.equal(value) and copy.stride() == value.stride() and copy.data_ptr() != value.data_ptr()
+    assert watch.copied(value.clone().requires_grad_()).requires_grad
 
 
 def test_gradients_that_are_switched_off_come_back_and_are_said():
