@@ -32,7 +32,7 @@ def parts(shapes, top_k, *, order=None, active=None, total=None, words=()):
     return found
 
 
-def recorded(model, input_ids, attention_mask, *, padding=-1, remove=True, where="experts"):
+def recorded(model, input_ids, attention_mask, *, padding=-1, remove="always", masked=True, where="experts"):
     """Hooks on the experts; or on gate_proj, or on the router, of which the top k of the logits are taken."""
     found, hooks = {}, []
     if where == "gate_proj":
@@ -44,13 +44,17 @@ def recorded(model, input_ids, attention_mask, *, padding=-1, remove=True, where
         def see(module, args, layer=layer):
             if where != "experts":
                 logits = args[0].reshape(-1, args[0].shape[-1]) @ module.weight.T
-            chosen = args[1] if where == "experts" else logits.topk(2).indices
+            chosen = args[1] if where == "experts" else logits.topk(model.config.num_experts_per_tok).indices
             found[layer] = chosen.reshape(*input_ids.shape, -1).masked_fill(attention_mask[..., None] == 0, padding)
 
         hooks.append(module.register_forward_pre_hook(see))
-    model(input_ids=input_ids, attention_mask=attention_mask)
-    for hook in hooks if remove else ():
-        hook.remove()
+    try:
+        model(input_ids=input_ids, attention_mask=attention_mask if masked else None)
+    finally:
+        if remove == "always":
+            [hook.remove() for hook in hooks]
+    if remove:
+        [hook.remove() for hook in hooks]
     return found
 
 
@@ -73,8 +77,10 @@ def information(table, *, bits=False, uniform=False, safe=True, over=(-2, -1)):
 
 
 def permuted(counts, labels, statistic, permutations, generator, *, unit="document", p="right", once=False):
+    domains = int(labels.max()) + 1
+
     def measure(labels, counts=counts):
-        return statistic(torch.einsum("nd,n...e->...de", F.one_hot(labels, 2).double(), counts))
+        return statistic(torch.einsum("nd,n...e->...de", F.one_hot(labels, domains).double(), counts))
 
     def tokens():  # each token gets a label of its own: a document falls apart
         share = torch.rand(counts.shape, generator=generator, dtype=torch.float64)
