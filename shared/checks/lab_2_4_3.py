@@ -1,9 +1,9 @@
 """Checks of lab 2.4.3: cases of many sizes and those of the lab, and the usual mistakes by name."""
 
-import functools
 import itertools
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,13 @@ def _ends(generator, N: int, T: int) -> torch.Tensor:
     lengths = torch.randint(1, T + 1, (N, 1), generator=generator)
     lengths[0] = T
     return torch.arange(T) < lengths
+
+
+def _routed(generator, N: int, T: int, E: int, k: int) -> torch.Tensor:
+    """Experts of N documents, (N, T, k), -1 at padding. As in the lab it is cut from a larger tensor."""
+    chosen = _draw(generator, E, k, N, T + 1)[:, 1:]
+    chosen[~_ends(generator, N, T)] = -1
+    return chosen
 
 
 # ---- parameter_parts ---------------------------------------------------------------------------------------------
@@ -231,17 +238,16 @@ def document_counts(answer, random):
     ]
     generator = _seeded(random)
     for N, T, L, E, k in ((3, 4, 1, 6, 3), (5, 9, 3, 4, 4), (1, 30, 2, 16, 2), (20, 31, 4, 64, 8)):
-        layers, real = random.sample(range(30), L), _ends(generator, N, T)
-        indices = {n: _draw(generator, E, k, N, T).masked_fill(~real[..., None], -1) for n in layers}
+        layers = random.sample(range(30), L)
+        indices = {n: _routed(generator, N, T, E, k) for n in layers}
         what = f"{N} documents of up to {T} tokens, layers {layers}, {E} experts, k = {k}"
         cases.append(case(what, indices, E))
-    ranked = {n: chosen[:, 1:, :1] for n, chosen in indices.items()}  # as the lab cuts them: not contiguous
-    cases.append(case("the first experts alone, of a larger tensor", ranked, E))
+    cases.append(case("the first experts alone", {n: chosen[..., :1] for n, chosen in indices.items()}, E))
     mistakes = {
-        "Padding was counted: index -1 is no expert, and must not end up in the last one.": functools.partial(
+        "Padding was counted: index -1 is no expert, and must not end up in the last one.": partial(
             _counted, padding=True
         ),
-        "All k experts of a token count, not the first alone.": functools.partial(_counted, ranks=1),
+        "All k experts of a token count, not the first alone.": partial(_counted, ranks=1),
         "Keep the layers apart: expert 3 of one layer has nothing to do with expert 3 of another, so a sum over layers "
         "means nothing.": lambda indices, E: _counted(indices, E).sum(1),
         "The layers come in the order of `indices`, sorted or not.": lambda indices, E: _counted(
@@ -286,10 +292,8 @@ def mutual_information(answer, random):
             "got nan: an empty cell adds nothing. 0 log 0 is 0 (torch.xlogy knows), and 0 / 0 must not be made."
         )
     mistakes = {
-        "Those are bits: nats have the natural logarithm.": functools.partial(_information, base=2),
-        "The baseline is the load that each expert has over all domains, not 1 / E.": functools.partial(
-            _information, E=True
-        ),
+        "Those are bits: nats have the natural logarithm.": partial(_information, base=2),
+        "The baseline is the load that each expert has over all domains, not 1 / E.": partial(_information, E=True),
         "Each table is normalised by itself: sum over its last two dimensions only.": lambda table: _information(
             table, axes=tuple(range(table.dim()))
         ),
@@ -421,7 +425,9 @@ def expected_by_token(answer, random):
     chosen = torch.tensor([[0, 2], [1, 3], [0, 1], [3, 0], [1, 0], [2, 0], [3, 2], [0, 1]])
     cases = [
         case("2 documents with 3 kinds of token and 4 experts", tokens, chosen, document, 4),
-        case("one token", torch.tensor([3]), torch.tensor([[1]]), torch.tensor([0]), 2),
+        case(
+            "one token, and experts that nothing chooses", torch.tensor([3]), torch.tensor([[1]]), torch.tensor([0]), 4
+        ),
     ]
     generator = _seeded(random)
     for N, n, kinds, E, k in ((1, 6, 2, 3, 1), (3, 12, 4, 3, 3), (2, 9, 50_000, 5, 2), (7, 200, 20, 16, 4)):
@@ -438,17 +444,17 @@ def expected_by_token(answer, random):
         "Rows must sum to k times the tokens: each token has k experts.": lambda tokens, chosen, document, E: (
             _by_words(tokens, chosen, document, E) / chosen.shape[1]
         ),
-        "That is the load of all tokens, whatever they are: average over tokens of the same kind.": functools.partial(
+        "That is the load of all tokens, whatever they are: average over tokens of the same kind.": partial(
             _by_words, kind=lambda tokens, document: tokens * 0
         ),
-        "Those are the document's own counts: average a kind of token over all documents.": functools.partial(
+        "Those are the document's own counts: average a kind of token over all documents.": partial(
             _by_words, kind=lambda tokens, document: torch.arange(len(tokens))
         ),
         "A kind of token is averaged over all documents, not over each by itself: those are its own counts.": (
-            functools.partial(_by_words, kind=lambda tokens, document: tokens + document * (tokens.max() + 1))
+            partial(_by_words, kind=lambda tokens, document: tokens + document * (tokens.max() + 1))
         ),
-        "The document's own tokens belong to the average too.": functools.partial(_by_words, others=True),
-        "All k experts of a token count, not the first alone.": functools.partial(_by_words, ranks=1),
+        "The document's own tokens belong to the average too.": partial(_by_words, others=True),
+        "All k experts of a token count, not the first alone.": partial(_by_words, ranks=1),
     }
     agree(answer, cases, mistakes)
     return "what each document would do if its words alone decided."
@@ -477,9 +483,8 @@ def repetition(answer, random):
     ]
     generator = _seeded(random)
     for N, T, E in ((1, 9, 3), (4, 6, 2), (30, 40, 64)):
-        chosen = torch.rand(N, T, E, generator=generator) * (1 + torch.arange(E) % 5)
-        chosen = chosen.topk(2).indices.masked_fill(~_ends(generator, N, T)[..., None], -1)
-        cases.append(case(f"{N} documents of up to {T} tokens, {E} experts", chosen[..., 0]))
+        first = _routed(generator, N, T, E, 2)[..., 0]
+        cases.append(case(f"{N} documents of up to {T} tokens, {E} experts", first))
     real = lambda first: [row[row >= 0] for row in first]  # noqa: E731
     neighbours = {
         "Padding was counted: -1 next to -1 is no repetition.": _agreeing,
@@ -507,6 +512,6 @@ def repetition(answer, random):
     for one in cases:
         both = unpacked(one.of(answer), 2, "two numbers, the share that agrees and the share by chance")
         for came, right, (what, mistakes) in zip(both, one.of(answer.own), parts, strict=True):
-            wrong = {why: functools.partial(one.of, mistake) for why, mistake in mistakes.items()}
+            wrong = {why: partial(one.of, mistake) for why, mistake in mistakes.items()}
             expect(came, right, f"{what}, of {one.what}", wrong)
     return "neighbours within a document, against the load that there is."
