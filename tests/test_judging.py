@@ -108,6 +108,13 @@ def test_a_difference_is_said_with_the_digits_that_show_it():
         expect(18.54554, 18.54551, "a rate", rel=1e-9)
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_array_that_must_not_be_written_to_is_taken_without_a_warning():
+    values = np.ones((2, 2))
+    values.flags.writeable = False
+    assert difference(values, torch.ones(2, 2)) is None
+
+
 def test_none_says_that_nothing_was_returned():
     with pytest.raises(Wrong, match=r"got None\. Does every way through your function end in a return"):
         expect(None, 3, "a count")

@@ -123,10 +123,13 @@ def _tensor(came: object, right, rel: float) -> str | None:
 
 def as_tensor(value: object):
     """The value as a tensor: arrays, numbers in lists, tensors of one shape in a list. None where it is not one."""
+    import numpy as np
     import torch
 
     if isinstance(value, torch.Tensor):
         return value
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        value = value.copy()  # torch warns of memory that it must not write to, such as that of a table
     try:
         if isinstance(value, (list, tuple)) and value and all(isinstance(v, torch.Tensor) for v in value):
             return torch.stack(list(value))
