@@ -274,6 +274,16 @@ def drawn(draw):
     return test
 
 
+def with_the_observed(counts, labels, statistic, permutations, generator):
+    first = [True]
+
+    def draw(labels, generator):
+        order = torch.randperm(len(labels), generator=generator)
+        return labels if first and first.pop() else labels[order]
+
+    return drawn(draw)(counts, labels, statistic, permutations, generator)
+
+
 def swapped(labels, generator):
     i, j = torch.randint(len(labels), (2,), generator=generator)
     labels = labels.clone()
@@ -341,8 +351,8 @@ WRONG += [
     for wrong, words in (
         (faulty(parts, active=lambda E: 2), "top_k = 1"),
         (lambda shapes, top_k: parts(shapes, 2), "top_k = 1"),
-        (then(parts, lambda p, s, k: p | {"routed": (p["routed"][0], p["routed"][0] * k / 6)}), "experts in"),
-        (then(parts, lambda p, *_: {part: pair for part, pair in p.items() if pair[0]}), "without experts"),
+        (then(parts, lambda p, s, k: p | {"routed": (p["routed"][0], p["routed"][0] * k / 6)}), "without shared"),
+        (then(parts, lambda p, *_: {part: pair for part, pair in p.items() if pair[0]}), "without shared experts"),
         (then(parts, each(lambda pair: pair[::-1])), "routed, total and active"),
         (then(parts, each(str)), "expected"),
         (then(parts, lambda p, *_: p | {"other": (0, 0)}), "dense layers and norms"),
@@ -412,6 +422,7 @@ WRONG += [
     (lab_2_4_3.permutation_test, wrong, words)
     for wrong, words in (
         (drawn(rolled), "5 come"),
+        (with_the_observed, "begins with the observed labels"),
         (drawn(swapped), "as likely as any other"),
         (drawn(lambda labels, generator: labels.flip(0)), "hardly varies"),
         (drawn(lambda labels, generator: torch.randint(2, labels.shape, generator=generator)), "with replacement"),
