@@ -111,6 +111,13 @@ def test_a_difference_is_said_with_the_digits_that_show_it():
         expect(18.54554, 18.54551, "a rate", rel=1e-9)
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_array_that_must_not_be_written_to_is_taken_without_a_warning():
+    values = np.ones((2, 2))
+    values.flags.writeable = False
+    assert difference(values, torch.ones(2, 2)) is None
+
+
 def test_none_says_that_nothing_was_returned():
     with pytest.raises(Wrong, match=r"got None\. Does every way through your function end in a return"):
         expect(None, 3, "a count")
@@ -335,6 +342,7 @@ TRACES = {
     "was changed, and others still need": (lambda x: setattr(x, "layers", 1), SimpleNamespace(layers=3)),
     "was left in another mode": (lambda m: m.train(), model()),
     "has a hook": (lambda m: m[0].register_forward_hook(lambda *a: None), model()),
+    "has a hook on it, or a forward of yours": (lambda m: setattr(m[0], "forward", lambda x: x), model()),
     "other weights": (spoil_weight, model()),
     "requires_grad": (lambda m: m[0].requires_grad_(False), model()),
     "gradients left behind": (lambda m: m(torch.ones(1, 2)).sum().backward(), model()),
@@ -349,6 +357,22 @@ def test_what_an_answer_does_to_its_arguments_is_seen(named):
         answer(watch.copied(argument))
     watch.Answer(lambda x: None, lambda x: None, 0.7)(watch.copied(argument))
     watch.Answer(lambda x: [spoil(x)], lambda x: None, 0.7, ("x",))(watch.copied(argument))
+
+
+def test_a_forward_that_is_put_back_is_no_trace():
+    def answer(x):
+        before, x[0].forward = x[0].forward, lambda y: y
+        x[0].forward = before
+
+    watch.Answer(answer, lambda x: None, 0.7)(model())
+
+
+@pytest.mark.parametrize("of", [lambda x: x[..., 0], lambda x: x.T, lambda x: x[1:, 1:], lambda x: x[:1].expand(2, 3)])
+def test_a_copy_is_as_contiguous_as_what_was_copied(of):
+    value = of(torch.arange(6.0).view(2, 3))
+    copy = watch.copied(value)
+    assert copy.equal(value) and copy.stride() == value.stride() and copy.data_ptr() != value.data_ptr()
+    assert watch.copied(value.clone().requires_grad_()).requires_grad
 
 
 def test_gradients_that_are_switched_off_come_back_and_are_said():

@@ -123,12 +123,15 @@ def _tensor(came: object, right, rel: float) -> str | None:
 
 def as_tensor(value: object):
     """The value as a tensor: arrays, series, numbers in lists, tensors of one shape in a list. None for all else."""
+    import numpy as np
     import torch
 
     if isinstance(value, torch.Tensor):
         return value
     if hasattr(value, "to_numpy"):  # a series of pandas: torch would take its labels for places
         value = value.to_numpy(copy=True)
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        value = value.copy()  # torch warns of memory that it must not write to, such as that of a table
     try:
         if isinstance(value, (list, tuple)) and value and all(isinstance(v, torch.Tensor) for v in value):
             return torch.stack(list(value))

@@ -186,8 +186,8 @@ def copied(value):
 
     if isinstance(value, torch.Generator):
         return torch.Generator(value.device).set_state(value.get_state())
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, torch.Tensor):  # with its strides: what is no contiguous tensor in a lab is none in a check
+        return copy.deepcopy(value.detach()).requires_grad_(value.requires_grad)
     if isinstance(value, (torch.nn.Module, np.ndarray, np.random.Generator, pd.DataFrame, pd.Series)):
         return copy.deepcopy(value)
     if isinstance(value, SimpleNamespace):
@@ -231,7 +231,7 @@ def _tensors_of(module):
 
 def _of_module(module) -> tuple:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return module.training, tuple(tuple(kind) for kind in hooks)
+    return module.training, (*(tuple(kind) for kind in hooks), module.forward)
 
 
 def changed(before: object, after: object) -> str | None:
@@ -243,7 +243,7 @@ def changed(before: object, after: object) -> str | None:
     for name, part in before["parts"].items():
         mode, hooks = after["parts"].get(name, part)
         if hooks != part[1]:
-            return "still has a hook on it: remove each one when the work is done, also after an error."
+            return "still has a hook on it, or a forward of yours: remove each one when done, also after an error."
         if mode != part[0]:
             return f"was left in another mode: {'train' if part[0] else 'eval'}() was on when it came."
     if not _same(before["values"], after["values"]):
