@@ -312,6 +312,14 @@ def test_gradients_that_do_not_flow_are_wrong(cut):
         agree(answer, [values], gradients=True)
 
 
+def test_a_result_that_a_later_call_changes_is_wrong():
+    place = torch.empty(2)
+    answer = watch.Answer(lambda x: place.copy_(2 * x), lambda x: 2 * x, 0.7)
+    agree(answer, [case("ones", torch.ones(2))])
+    with pytest.raises(Wrong, match="a later call changed it"):
+        agree(answer, [case("ones", torch.ones(2)), case("zeros", torch.zeros(2))])
+
+
 # ---- progress ----------------------------------------------------------------------------------------------------
 
 
