@@ -27,6 +27,7 @@ T = torch.tensor
 
 SAME = [
     (T(5.0), 5.0),
+    (T(5.0, requires_grad=True), 5.0),
     (np.float32(0.7), 0.7),
     (np.int64(3), 3),
     (3.0, 3),
