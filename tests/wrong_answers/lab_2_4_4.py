@@ -217,6 +217,16 @@ def loss_in_float32(router_logits, top_k, real=None):
     return sum(found) / len(found)
 
 
+def loss_by_dot(router_logits, top_k, real=None):
+    """Right for the float32 that the lab has, and only for that."""
+    found = []
+    for logits in router_logits:
+        P = logits.softmax(-1)[slice(None) if real is None else real]
+        f = torch.bincount(P.topk(top_k).indices.flatten(), minlength=P.shape[1]) / len(P)
+        found.append(P.shape[1] * f @ P.mean(0))
+    return torch.stack(found).mean()
+
+
 def loss_in_float64(router_logits, top_k, real=None):
     return balance([logits.double() for logits in router_logits], top_k, real)
 
@@ -469,6 +479,7 @@ WRONG = [
     (lab_2_4_4.bias_step, faulty(controlled, strict=lambda x: torch.where(x > 0, 1.0, -1.0)), "sign(0) is 0"),
     (lab_2_4_4.bias_step, faulty(controlled, strict=lambda x: (x > 0).double()), "expected"),
     (lab_2_4_4.bias_step, faulty(controlled, strict=lambda x: x.sign() * (x.abs() > 5)), "expected"),
+    (lab_2_4_4.bias_step, lambda b, c, u: b + u * (c.double().mean() - c).div(c.sum()).round(decimals=2).sign(), "exp"),
     (lab_2_4_4.bias_step, lambda b, c, u: b + u * (c.double().median() - c).sign(), "not with the median"),
     (lab_2_4_4.bias_step, lambda b, c, u: controlled(b, c, 0.01), "expected"),
     (lab_2_4_4.bias_step, lambda b, c, u: controlled(b, c, 0.1 * u), "expected"),
@@ -498,7 +509,7 @@ RIGHT = {
         imbalance_in_float32,
         imbalance_with_xlogy,
     ],
-    lab_2_4_4.balancing_loss: [balance, loss_in_einsum, loss_by_masks, loss_in_float32, loss_in_float64],
+    lab_2_4_4.balancing_loss: [balance, loss_in_einsum, loss_by_masks, loss_in_float32, loss_in_float64, loss_by_dot],
     lab_2_4_4.within_capacity: [fits, fits_by_queue, fits_by_expert, fits_by_sort, fits_by_numpy],
     lab_2_4_4.bias_step: [controlled, step_by_where, step_by_loop, step_by_share, step_by_numpy],
 }
