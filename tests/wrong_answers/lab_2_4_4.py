@@ -414,7 +414,7 @@ WRONG = [
         "entropy",
     ),
     (lab_2_4_4.imbalance, with_numbers(lambda c, **n: {"d": (c == 0).sum()}), "never chosen"),
-    (lab_2_4_4.imbalance, with_numbers(lambda c, **n: {"d": (c < 0.05 * c.max()).sum()}), "not of the largest"),
+    (lab_2_4_4.imbalance, with_numbers(lambda c, **n: {"d": (c < 0.05 * c.max()).sum()}), "of the largest"),
     (lab_2_4_4.imbalance, with_numbers(lambda c, **n: {"d": (c <= 0.05 * c.mean()).sum()}), "is not below it"),
     (lab_2_4_4.imbalance, with_numbers(lambda c, **n: {"d": (c < 0.05 * c.median()).sum()}), "dead"),
     (lab_2_4_4.imbalance, with_numbers(lambda c, **n: {"d": (c < 0.1 * c.mean()).sum()}), "dead"),
