@@ -57,10 +57,14 @@ def machine_lines(found: dict) -> list[str]:
 
 def disk_lines(found: dict) -> list[str]:
     kept = ", ".join(f"{name} {human(size)}" for name, size in found["cached"].items()) or "nothing of the course yet"
-    return [
+    room = f"{human(found['cache_free'])} free in {found['cache']}"
+    if found["cache_closed"]:
+        room = f"{found['cache']} cannot be made or written in ({found['cache_closed']})"
+    lines = [
         line("Disk", f"{human(found['course_free'])} free for the course in {found['course']}"),
-        line("Cache", f"{human(found['cache_free'])} free in {found['cache']}; {kept} (make cache tells more)"),
+        line("Cache", f"{room}; {kept} (make cache tells more)"),
     ]
+    return lines + ([line("", "-> export HF_HOME=<a folder that you may write in>")] if found["cache_closed"] else [])
 
 
 def gpu_lines(found: dict) -> list[str]:

@@ -177,6 +177,7 @@ def disk() -> dict:
         "course_free": shutil.disk_usage(files.ROOT).free,
         "cache": str(hub_cache),
         "cache_free": files.free(hub_cache),
+        "cache_closed": files.closed(hub_cache),
         "cached": {row.Index: int(row.download_bytes + row.arrow_bytes) for row in kept.itertuples()},
     }
 
@@ -253,6 +254,9 @@ def full(lab: str, device: dict) -> dict:
             "why": fits[largest].reason.rstrip("."),
             "change": "close other notebooks and programs",
         }
+    if missing and (closed := files.closed(store.storage(SOURCES[missing[0]]))):
+        why = f"the cache cannot be made or written in ({closed})"
+        return row | {"runs": False, "why": why, "change": "export HF_HOME=<a folder that you may write in>"}
     if missing and download > room:
         why = f"{human(download)} to download, and the disk has {human(room)} free"
         return row | {"runs": False, "why": why, "change": "export HF_HOME=<a folder on a larger disk>"}

@@ -54,6 +54,8 @@ def fetch_all(names: list[str]) -> None:
     from shared.models.sizes import download_bytes  # which imports torch
 
     missing = [name for name in names if not store.local(name)]
+    if missing:
+        fetch.check_place(store.storage(SOURCES[missing[0]]))
     # One alone is looked at by `fetch`, with the sizes that the hub lists.
     need = sum(download_bytes(name) for name in missing) if len(missing) > 1 else 0
     if need > (free := files.free(store.storage(SOURCES[names[0]]))):

@@ -118,7 +118,12 @@ def _rows(name: str, split: str) -> "Dataset":
     source, folder = catalogue.DATASETS[name], fetch.fetch(name, split)
     files = [str(folder / file) for file in source.splits[split]]
     # load_dataset(repository) would fetch every split, and load_dataset(repository, data_files=...) fails offline.
-    return Dataset.from_parquet(files, cache_dir=str(store.arrow(source)))
+    try:
+        return Dataset.from_parquet(files, cache_dir=str(store.arrow(source)))
+    except Exception as problem:  # its own kinds wrap what the disk said
+        if sentence := fetch.uncopied(name, store.arrow(source), problem):
+            raise sentence from problem
+        raise
 
 
 def _count(wanted: int, there: int, what: str) -> int:

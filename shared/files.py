@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -97,6 +98,23 @@ def unwritten(path: Path, problem: OSError) -> str:
 
 def free(folder: Path) -> int:
     """Free bytes on the disk that holds `folder`, or will."""
+    return shutil.disk_usage(_nearest(folder)).free
+
+
+def closed(folder: Path) -> str:
+    """Why no file can be made in `folder`, which is there or is to be made; empty where one can, or the disk is full.
+
+    Asked by making one: permissions alone do not tell (a disk that is read-only, /proc). It is deleted at once.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=_nearest(folder)):
+            return ""
+    except OSError as problem:
+        return "" if problem.errno in FULL else str(problem.strerror)
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the first above it that is there."""
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder

@@ -13,6 +13,7 @@ from shared.files import DATA
 from shared.units import human
 
 FOLDER = DATA / "reference"
+CHOSEN_BY = ["machine", "model", "graph", "way", "batch", "tokens"]  # what labs choose points by, where there are none
 
 
 def slug() -> str:
@@ -57,7 +58,7 @@ def rows(part: str, scale: str) -> pd.DataFrame:
         frame = frame[frame.part.str.startswith(part) & (frame.status == "ok")].dropna(axis=1, how="all")
         if len(frame):
             frames.append(frame.assign(machine=name, bandwidth=content["bandwidth"]))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["machine", "model", "graph"])
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=CHOSEN_BY)
 
 
 def table(part: str, scale: str, *columns: str) -> str:

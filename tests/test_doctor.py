@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import facts
@@ -210,6 +211,14 @@ def test_what_a_spark_lacks_for_a_lab_is_a_download(spark, monkeypatch, tmp_path
     assert "HF_HOME" in facts.full("2.4.1", facts.gpu())["change"]
     monkeypatch.setattr(store, "local", lambda name, split=None: tmp_path)
     assert facts.full("2.4.1", facts.gpu())["runs"]
+
+
+def test_a_cache_where_no_folder_can_be_made_is_no_small_disk(spark, monkeypatch):
+    monkeypatch.setattr(store, "storage", lambda source: Path("/proc/x/hub") / source.repo)
+    found = facts.facts()
+    assert "cannot be made or written in (No such file or directory)" in " ".join(read(found).split())
+    row = next(row for row in found["labs"] if (row["lab"], row["scale"]) == ("2.4.1", "full"))
+    assert "cannot be made" in row["why"] and row["change"] == "export HF_HOME=<a folder that you may write in>"
 
 
 def test_a_full_spark_says_which_model_does_not_fit(spark, monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, Trainer
 
-from shared import files, models, notebooks, scan
+from shared import data, files, models, notebooks, scan
 from shared.errors import BadInput
 from shared.kits import finetune
 
@@ -114,6 +114,27 @@ def test_a_base_knows_the_old_skills_and_not_the_new_one(name):
     assert min(found[skill] for skill in finetune.OLD) > 0.95 and found["swap"] < 0.1
 
 
+def test_prompts_to_look_at_gradients_with_are_cut_to_one_length():
+    tokenizer = finetune.base("mamba")[1]
+    batch = finetune.eight_prompts("tiny", "trained", tokenizer, "cpu")
+    prompts = map(finetune.prompt, finetune.instructions("train", finetune.NEW)[:8])
+    whole = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    rows = batch["input_ids"].tolist()
+    assert len(rows) == 8 and len(rows[0]) == min(map(len, whole))
+    assert rows == [ids[: len(rows[0])] for ids in whole] == batch["labels"].tolist()
+
+
+def test_windows_are_a_text_in_order_in_which_every_token_is_learned(monkeypatch):
+    text, tokenizer = data.tiny_text("heldout")["mathematics"], finetune.base("mamba")[1]
+    monkeypatch.setattr(data, "wikitext", {"2": text}.get)  # a text that ships
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    rows = finetune.windows(tokenizer, 3, tokens=10)
+    assert [row["input_ids"] for row in rows] == [ids[:10], ids[10:20], ids[20:30]]
+    assert all(row["labels"] == row["input_ids"] for row in rows)
+    *_, last = finetune.windows(tokenizer, 10**6)
+    assert last["input_ids"] == ids[-(len(ids) % 256) :], "a short text ends before"
+
+
 # ---- measuring -----------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +187,14 @@ def adapted(rank=2):
     model, tokenizer = finetune.base("mamba")
     torch.manual_seed(0)
     return ANSWERS.adapt(model, rank), tokenizer
+
+
+def test_the_parameters_that_train_are_counted_beside_those_that_do_not_and_say_where_they_stand():
+    model, _ = adapted()
+    run = REFERENCE["runs"]["in_proj + x_proj"]
+    assert finetune.counts(model) == (REFERENCE["bases"]["mamba"]["parameters"], run["parameters"])
+    assert finetune.counts(finetune.base("mamba")[0]) == (0, REFERENCE["bases"]["mamba"]["parameters"])
+    assert set(map(finetune.module_of, finetune.trainable(model))) == {"in_proj", "x_proj"}
 
 
 def rows_of(tokenizer, count=64):
@@ -292,6 +321,16 @@ def test_a_training_of_other_rows_or_other_adapters_has_other_checkpoints():
     folder = finetune.checkpoints("mamba", [rows, {"default": lora}, batch])
     assert folder == finetune.checkpoints("mamba", [rows, {"default": again}, batch])
     assert len({folder, *(finetune.checkpoints("mamba", other) for other in others)}) == 1 + len(others)
+
+
+def test_a_training_in_which_something_else_is_learned_has_other_checkpoints():
+    base = finetune.base("mamba")[0]
+    models_of = [adapted(2)[0], adapted(3)[0], adapted(2)[0].bfloat16(), base, base.backbone]
+    folders = [finetune.checkpoints("mamba", finetune.learned(model)) for model in models_of]
+    assert len(set(folders)) == len(folders)
+    other = adapted(2)[0]
+    torch.nn.init.ones_(next(iter(finetune.trainable(other).values())))
+    assert finetune.checkpoints("mamba", finetune.learned(other)) == folders[0], "values are what a checkpoint is for"
 
 
 def test_a_training_that_goes_on_says_so(tmp_path, capsys):

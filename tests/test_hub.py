@@ -240,6 +240,61 @@ def test_an_endpoint_that_is_no_address_is_named(client, endpoint):
     assert one_sentence(said) and said.startswith("Missing alpaca is not complete") and "(HF_ENDPOINT is " in said
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALL_PROXY", "nonsense"),
+        ("all_proxy", "http://[::1"),
+        ("HTTPS_PROXY", "socks9://host:1"),
+        ("HTTP_PROXY", "http://"),
+        ("http_proxy", "http://host:port"),
+        ("ALL_PROXY", "socks5://127.0.0.1:9"),  # which wants a package
+        ("SSL_CERT_FILE", "/nowhere.pem"),
+    ],
+)
+def test_a_proxy_or_a_certificate_file_that_cannot_be_used_is_named_at_once(client, variable, value):
+    start = time.perf_counter()
+    client.environment[variable] = value
+    done = client.start(sys.executable, "-c", TRY.format("fetch.fetch('alpaca').name"))
+    said, beside = done.communicate(timeout=60)
+    assert time.perf_counter() - start < 15 and beside == ""
+    assert one_sentence(said.strip()) and said.startswith("Missing alpaca is not complete") and variable in said, said
+
+
+def test_the_password_of_a_proxy_is_not_repeated(client):
+    assert "secret" not in attempt(client, ALL_PROXY="http://student:secret@127.0.0.1:9")
+
+
+NO_PLACE = [
+    ("HF_HOME", "/proc/x"),
+    ("HF_HOME", "/dev/null/x"),
+    ("HF_HUB_CACHE", "/sys/x"),
+    ("HF_DATASETS_CACHE", "/proc/x"),
+]
+
+
+@pytest.mark.parametrize(("variable", "place"), NO_PLACE)
+def test_a_place_where_no_folder_can_be_made_is_no_small_disk(client, variable, place):
+    said = attempt(client, "len(data.alpaca())", **{variable: place})
+    assert one_sentence(said) and said.startswith("Missing ") and f"{place}" in said and "cannot be made" in said, said
+    assert f"set {variable}" in said or variable == "HF_HUB_CACHE"
+
+
+def test_a_disk_that_cannot_be_written_is_no_small_disk(client, tmp_path):
+    prefix = small_disk(client.home, "20k")
+    read_only = tuple(part.replace("size=20k", "ro,size=20k") for part in prefix)
+    said = attempt(client, prefix=read_only)  # 20 kB would not do either
+    assert one_sentence(said) and said.startswith("Missing ") and "cannot be made" in said, said
+
+
+def test_the_room_for_several_is_not_looked_for_where_no_folder_can_be_made(client):
+    client.environment["HF_HOME"] = "/proc/x"
+    done = client.start(sys.executable, "scripts/hub.py", "fetch", "--lab", "2.4.6")
+    said, beside = done.communicate(timeout=60)
+    assert done.returncode == 1 and said == "" and one_sentence(f"Missing {beside.strip()}"), beside
+    assert "cannot be made" in beside and "too small" not in beside
+
+
 @pytest.fixture
 def own_certificate(hub, tmp_path):
     """The hub as seen through a proxy that encrypts with a certificate of its own; the certificate's file."""
@@ -497,6 +552,13 @@ print([path.name for path in Path({str(client.home)!r}).rglob("*.incomplete")])
     said, left = client.python(code, prefix=small_disk(client.home, "200k"))
     assert one_sentence(said) and "(it is full): make room" in said and left == "[]"
     assert attempt(client) == RIGHT
+
+
+def test_a_disk_that_is_too_small_for_the_arrow_copy_is_one_sentence(hub, client, tmp_path):
+    disk = tmp_path / "small"
+    prefix = small_disk(disk, "20k")
+    said = attempt(client, "len(data.alpaca())", prefix=prefix, HF_DATASETS_CACHE=str(disk))
+    assert one_sentence(said) and said.startswith("DiskFull ") and "Arrow copy of alpaca (it is full)" in said
 
 
 def test_two_processes_that_want_the_same_file_fetch_it_once(hub, client):

@@ -36,8 +36,8 @@ NUMBERS = {  # shorter runs: what is held here does not depend on them
 SLOW = {
     "2.4.1": {"timeline", "timeline-picture", "timeline-figure"},  # loads a model of 130 million parameters twice
     "2.4.6": {
-        *("memory-measure", "memory-figure"),  # trains eight million parameters
-        *("train-replay", "forgetting", "forgetting-figure"),  # a third training
+        *("memory-peaks", "memory-measure", "memory-figure"),  # trains eight million parameters
+        *("train-replay", "forgetting", "switched-off", "forgetting-figure"),  # a third training
     },
 }
 # Jumps: a lab, and the section that a student goes to after having run all above section 3.

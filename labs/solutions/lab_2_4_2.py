@@ -52,20 +52,6 @@ def selection(u: Tensor, mixer) -> tuple[Tensor, Tensor, Tensor]:
     return F.softplus(mixer.dt_proj(rank)), B, C
 
 
-# %% ex-combine
-def combine(
-    left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """One step that does what two steps do: `left`, the earlier one, then `right`.
-
-    left, right: (decay, input) of a step h -> decay * h + input.
-
-    Returns: (decay, input) of the two together.
-    """
-    (decay_left, input_left), (decay_right, input_right) = left, right
-    return decay_right * decay_left, decay_right * input_left + input_right
-
-
 # %% ex-chunked-scan
 def chunked_scan(
     decay: Tensor, inputs: Tensor, chunk: int = 64, initial_state: Tensor | None = None
@@ -118,6 +104,50 @@ def fused_scan(
         h = torch.addcmul(write[t].unsqueeze(1) * B[t], A_bar, h)
         y[t] = h @ C[t]
     return y + D * u, h
+
+
+# %% ex-delta-step
+def delta_step(S: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor) -> Tensor:
+    """One step of Gated DeltaNet in one head.
+
+    S: (N, P), the state. k: (N,), a key of length 1. v: (P,), its value.
+    decay: share of the state that stays. beta: share of the way to v. Numbers or scalars.
+
+    Returns: (N, P), the next state, a new tensor.
+    """
+    S = decay * S
+    held = k @ S
+    return S + torch.outer(k, beta * (v - held))
+
+
+# %% ex-ssd-scan
+def ssd_scan(
+    log_decay: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chunk: int = 64,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mamba-2's recurrence in one head, by matrix products inside chunks.
+
+    log_decay: (T,), at most 0. q, k: (T, N). v: (T, P). Any T, also one that chunk does
+        not divide. initial_state: (N, P), before the first step; zero without it.
+
+    Returns: y (T, P), what each step reads after it has written, and the last state (N, P).
+    """
+    S = k.new_zeros(k.shape[1], v.shape[1]) if initial_state is None else initial_state
+    y = []
+    for start in range(0, len(k), chunk):
+        part = slice(start, start + chunk)
+        Q, K, V, total = q[part], k[part], v[part], log_decay[part].cumsum(0)
+        fades = total[:, None] - total  # from step j (columns) to step i (rows)
+        future = torch.ones_like(fades).triu(1).bool()
+        L = fades.masked_fill(future, -math.inf).exp()
+        y.append((L * (Q @ K.T)) @ V + total.exp()[:, None] * (Q @ S))
+        until_end = (total[-1] - total).exp()[:, None]
+        S = total[-1].exp() * S + (until_end * K).T @ V
+    return torch.cat(y), S
 
 
 # %% ex-mamba-block

@@ -19,8 +19,10 @@ never dead-ends.
 """
 
 import functools
+import inspect
 import random
 from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from shared import notebooks
@@ -29,7 +31,19 @@ from shared.checks.watch import Answer, copied, line_of, raised_by_itself
 from shared.notebooks import progress
 from shared.notebooks.notice import FAILED, OPEN, PASSED, marked
 
-__all__ = ["Wrong", "agree", "as_tensor", "case", "copied", "difference", "exercise", "expect", "shown", "unpacked"]
+__all__ = [
+    "Wrong",
+    "agree",
+    "as_tensor",
+    "case",
+    "copied",
+    "difference",
+    "exercise",
+    "expect",
+    "instead",
+    "shown",
+    "unpacked",
+]
 
 GOES_ON = "\n  The lab goes on with the course's own version."
 NOT_ATTEMPTED = "not attempted yet." + GOES_ON.replace("\n ", "")
@@ -57,6 +71,22 @@ class Case(NamedTuple):
 
 def case(what: str, *args, **kwargs) -> Case:
     return Case(what, args, kwargs)
+
+
+def instead(function: Callable, **others) -> Callable:
+    """The function with other arguments than it is given: `instead(own, batch=1)` is one that ignores the batch.
+
+    An argument may be a function of all that are given: `instead(own, tokens=lambda given: given.tokens**2)`.
+    """
+
+    def mistaken(*args, **kwargs):
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = SimpleNamespace(**bound.arguments)
+        changed = {name: value(given) if callable(value) else value for name, value in others.items()}
+        return function(**bound.arguments | changed)
+
+    return mistaken
 
 
 def agree(

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared import scan
-from shared.checks import Wrong, exercise, expect
+from shared.checks import Wrong, agree, case, exercise, expect
 
 
 def _case(seed: int, T: int = 7, D: int = 3, N: int = 2) -> SimpleNamespace:
@@ -161,34 +162,6 @@ def selection(answer, random):
     expect(B, right[1], "B of 7 steps and 3 states", {swapped: lambda: right[2]})
     expect(C, right[2], "C of 7 steps and 3 states", {swapped: lambda: right[1]})
     return "delta per channel, B and C shared by all channels, all three from the input."
-
-
-@exercise("2.4.2", "ex-combine")
-def combine(answer, random):
-    steps = [(torch.tensor(a), torch.tensor(x)) for a, x in ((0.5, 3.0), (0.25, -2.0), (2.0, 7.0))]
-    decay, added = (float(v) for v in _pair(answer(steps[0], steps[1]), "a pair, the decay and the input"))
-    expect(
-        decay,
-        0.125,
-        "decay of a step with 0.5 and then one with 0.25",
-        {"Decays multiply: two halvings leave a quarter.": 0.75},
-    )
-    expect(
-        added,
-        0.25 * 3 - 2,
-        "input of h -> 0.5 h + 3 and then h -> 0.25 h - 2",
-        {
-            "The later step decays what the earlier one put in: its decay multiplies the earlier input.": 1.0,
-            "Left is the earlier step: the later decay meets the earlier input, not the other way round.": 0.5 * -2 + 3,
-            "The earlier input comes once, decayed; the later one is added as it is.": 0.25 * (3 - 2),
-        },
-    )
-    case = _case(4)
-    left, right = zip(case.delta[:2], case.u[:2], strict=True)
-    both = _pair(answer(left, right), "a pair, the decay and the input")
-    expect(both[0], left[0] * right[0], "decays of three channels at once")
-    expect(both[1], right[0] * left[1] + right[1], "inputs of three channels at once")
-    return "two steps are one step of the same form, so a sequence can be grouped in any way."
 
 
 @exercise("2.4.2", "ex-chunked-scan")
@@ -382,3 +355,135 @@ def hidden_attention(answer, random):
     )[0].T  # fmt: skip
     expect(y, right, "alpha times u against the scan")
     return "one matrix per channel, zero above the diagonal, and alpha u is the scan."
+
+
+# ---- one recurrence, four updates ------------------------------------------------------------------------------------
+
+
+def _normal(random, *shape: int, dtype=torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(random.randrange(2**31)), dtype=dtype)
+
+
+def _delta(fade_first=True, erase=1.0, step=None, decayed=True):
+    """The rule of the exercise, with its faults."""
+
+    def delta_step(S, k, v, decay, beta):
+        faded = decay * S if decayed else S
+        held = erase * (k @ (faded if fade_first else S))
+        return faded + torch.outer(k, (beta if step is None else step) * (v - held))
+
+    return delta_step
+
+
+@exercise("2.4.2", "ex-delta-step")
+def delta_step(answer, random):
+    one = torch.ones(1, dtype=torch.float64)
+    cases = [
+        case("S = 4, k = 1, v = 10, decay 1, beta 1", 4 * one[:, None], one, 10 * one, 1.0, 1.0),
+        case("S = 4, k = 1, v = 10, decay 0.5, beta 0.5", 4 * one[:, None], one, 10 * one, 0.5, 0.5),
+    ]
+    for N, P, dtype in ((3, 2, torch.float64), (2, 5, torch.float32), (4, 4, torch.float64), (1, 3, torch.float32)):
+        k = F.normalize(_normal(random, N, dtype=dtype), dim=0)
+        S, v = _normal(random, N, P, dtype=dtype), _normal(random, P, dtype=dtype)
+        gates = torch.tensor([random.random(), random.random()], dtype=dtype)
+        what = f"{N} keys by {P} values, decay {gates[0]:.2f}, beta {gates[1]:.2f}"
+        cases.append(case(what, S, k, v, gates[0], gates[1]))
+    mistakes = {
+        "That adds to what the key holds: look up what it holds, and write the difference.": _delta(erase=0),
+        "The state fades first, and the key is looked up in what is left.": _delta(fade_first=False),
+        "beta says how far to go: the whole difference was written.": _delta(step=1),
+        "The state does not fade: decay is not used.": _delta(decayed=False),
+        "That is keys by values the wrong way round: S is (N, P), so the outer product is that of k and the rest.": (
+            lambda S, k, v, decay, beta: decay * S + torch.outer(beta * (v - k @ (decay * S)), k)
+        ),
+        "beta belongs to what is erased too, not only to what is written.": (
+            lambda S, k, v, decay, beta: decay * S + torch.outer(k, beta * v - k @ (decay * S))
+        ),
+    }
+    agree(answer, cases, mistakes)
+    return "fade, look up, and write the difference: the last value of a key stays."
+
+
+class _Work(TorchDispatchMode):
+    """How many operations ran in the with, and the most values that one of them laid out."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.calls += 1
+        if isinstance(result, torch.Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+def _fading(log_decay, q, k, v, initial_state=None, shift=0, read_first=False, decayed=True):
+    """Mamba-2's recurrence by its definition, with its faults."""
+    S = k.new_zeros(k.shape[1], v.shape[1]) if initial_state is None else initial_state
+    log_decay = torch.cat([log_decay[:shift], log_decay])[: len(log_decay)]
+    y = []
+    for t in range(len(k)):
+        before, S = S, (log_decay[t].exp() if decayed else 1) * S + torch.outer(k[t], v[t])
+        y.append(q[t] @ (before if read_first else S))
+    return torch.stack(y), S
+
+
+def _by(chunked=None, given=True, **faults):
+    """An answer by the definition; chunked: where the state is forgotten at the start of each chunk."""
+
+    def ssd_scan(log_decay, q, k, v, chunk=64, initial_state=None):
+        start = initial_state if given else None
+        if not chunked:
+            return _fading(log_decay, q, k, v, start, **faults)
+        parts = [_fading(*part) for part in zip(*(x.split(chunk) for x in (log_decay, q, k, v)), strict=True)]
+        return torch.cat([y for y, _ in parts]), parts[-1][1]
+
+    return ssd_scan
+
+
+@exercise("2.4.2", "ex-ssd-scan")
+def ssd_scan(answer, random):
+    def sequence(T, N, P, strength=1.0, dtype=torch.float64, **options):
+        log_decay = -strength * _normal(random, T, dtype=dtype).abs()
+        q, k, v = (_normal(random, T, size, dtype=dtype) for size in (N, N, P))
+        named = "".join(f", {key} = {value}" for key, value in options.items() if key == "chunk")
+        given = ", from a given state" if "initial_state" in options else ""
+        return case(f"{T} steps of {N} keys by {P} values{named}{given}", log_decay, q, k, v, **options)
+
+    cases = [
+        sequence(1, 2, 3),
+        sequence(3, 2, 2, chunk=2),
+        sequence(7, 3, 2, chunk=3),
+        sequence(6, 2, 4, chunk=3, initial_state=_normal(random, 2, 4)),
+        sequence(5, 2, 1, chunk=1),
+        sequence(5, 4, 3, chunk=64, initial_state=_normal(random, 4, 3)),
+        sequence(130, 3, 2),
+        sequence(64, 3, 2, strength=0.0, chunk=16),
+        sequence(200, 4, 4, strength=20.0),
+        sequence(300, 8, 4, strength=0.1, dtype=torch.float32, chunk=50),
+    ]
+    mistakes = {
+        "The state is not handed on: a chunk reads what earlier chunks have written, too.": _by(chunked=True),
+        "The initial state is not used.": _by(given=False),
+        "A step reads after it has written: the diagonal of L is 1.": _by(read_first=True),
+        "The decays are off by one: the write of step j fades by the decays of the steps after it.": _by(shift=1),
+        "Nothing fades: the log decays are not used.": _by(decayed=False),
+    }
+    agree(answer, cases, mistakes)
+    what = "512 steps in chunks of 8"
+    long = sequence(512, 4, 3, chunk=8)
+    with _Work() as chunks:
+        long.of(answer)
+    if chunks.largest >= 512 * 512 // 4:
+        raise Wrong(f"{what}: a matrix of all steps by all steps was laid out. `chunk` says how large the blocks are.")
+    whole = sequence(2048, 4, 3)
+    with _Work() as products:
+        whole.of(answer)
+    if products.calls > 2048:
+        raise Wrong(
+            f"2,048 steps in chunks of 64 took {products.calls:,} operations of torch: that is a loop over steps. "
+            "Inside a chunk matrix products do them all at once."
+        )
+    return "attention inside a chunk, one state between chunks, and the same sum."

@@ -8,14 +8,11 @@ the disk is too small, and leaves temporary files behind when it is killed.
 import errno
 import fnmatch
 import hashlib
-import http.client
 import os
 import re
 import ssl
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +41,7 @@ def fetch(name: str, split: str | None = None, size: Callable[[], int] | None = 
     split = split or next(iter(source.splits))
     if folder := store.local(name, split):
         return folder
+    check_place(store.storage(source))
     if why := _unreachable():
         remedy = _remedy(name, size() if size else source.size)
         raise Missing(f"{name} is not complete on this machine and cannot be fetched now ({why}): {remedy}.")
@@ -76,23 +74,40 @@ def _there(source: Source, file) -> bool:
 
 
 def _unreachable() -> str:
-    """Why the hub cannot be asked, or nothing. One short question: its own client retries for most of a minute."""
+    """Why the hub cannot be asked, or nothing.
+
+    One short question by its own client, so by the same proxies and certificates: in a transfer that client retries for
+    most of a minute, and tells each try.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     if not _is_address(constants.ENDPOINT):
         return f"HF_ENDPOINT is {constants.ENDPOINT!r}: unset it, or write an address such as https://huggingface.co"
+    from huggingface_hub.utils import get_session  # which cannot be imported with a wrong address
+
+    certificates = os.environ.get("SSL_CERT_FILE")
+    if certificates and not Path(certificates).is_file():
+        return f"SSL_CERT_FILE is {certificates}, and there is no such file: unset it, or name one with certificates"
     try:
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
-    except urllib.error.HTTPError:
-        return ""  # an answer, though not a friendly one
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):
-            return _untrusted(constants.ENDPOINT, reason)
-        return f"{constants.ENDPOINT} does not answer: {reason}"
-    return ""
+        answer = get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception as problem:  # the client's, and of what it wraps: they share no base
+        causes = _causes(problem)
+        if untrusted := next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None):
+            return _untrusted(constants.ENDPOINT, untrusted)
+        reason = str(causes[-1]) or type(causes[-1]).__name__
+        return f"{constants.ENDPOINT} does not answer{_by_proxy()}: {reason}"
+    return f"a proxy wants a password{_by_proxy()}" if answer.status_code == 407 else ""
+
+
+def _by_proxy() -> str:
+    """Which variables say where a proxy is, in brackets, or nothing. Not what they say: a password may stand there."""
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    set_here = [variable for variable in os.environ if variable.upper() in names and os.environ[variable]]
+    if not set_here:
+        return ""
+    return f" (asked by {' and '.join(set_here)}, which are to be as http://host:port, or unset)"
 
 
 def _is_address(text: str) -> bool:
@@ -224,6 +239,18 @@ def _remove_leftovers(source: Source) -> None:
 # ---- what can go wrong, in one sentence -------------------------------------------------------------------------
 
 
+def check_place(folder: Path) -> None:
+    """Raise Missing where nothing can be written in a folder of the hub's cache: such a place also looks too small."""
+    if why := files.closed(folder):
+        raise Missing(f"The folder {folder.parent} cannot be made or written in ({why}): {elsewhere()}.")
+
+
+def elsewhere() -> str:
+    """How the hub's cache gets another place, as the end of a sentence."""
+    variable = "HF_HUB_CACHE" if "HF_HUB_CACHE" in os.environ else "HF_HOME"  # the first counts where both are set
+    return f"set {variable} to a folder that you may write in"
+
+
 def _make_room(name: str, source: Source, missing: list) -> None:
     """Say how large a large download is, and refuse one that does not fit on the disk."""
     need, free = sum(file.size for file in missing), files.free(store.storage(source))
@@ -231,6 +258,19 @@ def _make_room(name: str, source: Source, missing: list) -> None:
         raise DiskFull(too_small(name, source, f"it needs {human(need)} more and {human(free)} are free"))
     if need > TOLD_FROM:
         print(f"{name}: downloading {human(need)} in {len(missing)} files, {human(free)} of disk are free", flush=True)
+
+
+def uncopied(name: str, folder: Path, problem: Exception) -> Exception | None:
+    """The course's own error where the disk is why the Arrow copy of a data set could not be made in `folder`."""
+    where = "set HF_DATASETS_CACHE to a folder"
+    if any(getattr(cause, "errno", None) in files.FULL for cause in _causes(problem)):
+        return DiskFull(
+            f"The disk of {folder} is too small for the Arrow copy of {name} (it is full): make room (`make cache` "
+            f"shows what the course keeps), or {where} on a larger disk."
+        )
+    if why := files.closed(folder):
+        return Missing(f"The folder {folder} cannot be made or written in ({why}): {where} that you may write in.")
+    return None
 
 
 def too_small(name: str, source: Source, why: str) -> str:
@@ -261,7 +301,7 @@ def _explained(what: str, name: str, source: Source, problem: Exception) -> Exce
         return problem
     page = f"{constants.ENDPOINT}/{'' if source.kind == 'model' else 'datasets/'}{source.repo}"
     causes = _causes(problem)
-    if any(getattr(cause, "errno", None) == errno.ENOSPC for cause in causes):
+    if any(getattr(cause, "errno", None) in files.FULL for cause in causes):
         return DiskFull(too_small(name, source, "it is full"))
     if untrusted := next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None):
         return Missing(f"{what} could not be fetched: {_untrusted(constants.ENDPOINT, untrusted)}.")

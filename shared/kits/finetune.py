@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -78,6 +79,25 @@ def examples(
         instructions(split, skills)[:most] for skills in (NEW, OLD) for split in SPLITS
     )
     return new, new_held_out, old, old_held_out
+
+
+def eight_prompts(scale: str, weights: str, tokenizer, device) -> dict[str, torch.Tensor]:
+    """A batch on a device with which to look at gradients: eight prompts of a scale, which are their labels too.
+
+    Each is cut to the length of the shortest, so that nothing is padding.
+    """
+    new, *_ = examples(scale, weights, 8)
+    rows = [tokenizer(prompt(example))["input_ids"] for example in new]
+    shortest = min(map(len, rows))
+    ids = torch.tensor([row[:shortest] for row in rows], device=device)
+    return {"input_ids": ids, "labels": ids}
+
+
+def windows(tokenizer, most: int, tokens: int = 256) -> list[dict[str, list[int]]]:
+    """WikiText-2 as rows to train on, at the most so many: windows of a text, in which every token is learned."""
+    ids = tokenizer(data.wikitext("2"), verbose=False)["input_ids"]
+    rows = [ids[start : start + tokens] for start in range(0, len(ids), tokens)]
+    return [{"input_ids": row, "labels": row} for row in rows[:most]]
 
 
 def base(name: str, weights: str = "trained"):
@@ -169,6 +189,17 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def counts(model: nn.Module) -> tuple[int, int]:
+    """How many parameters of a model are frozen, and how many train."""
+    trained = sum(p.numel() for p in trainable(model).values())
+    return sum(p.numel() for p in model.parameters()) - trained, trained
+
+
+def module_of(parameter: str) -> str:
+    """The module beside which an adapter stands, from the name of one of its parameters: "in_proj"."""
+    return parameter.split(".lora_")[0].split(".")[-1]
+
+
 @contextmanager
 def freed_at_once():
     """Inside, glibc gives freed tensors back at once, so that resident memory is what is in use, not what was."""
@@ -235,6 +266,12 @@ class StopAfter(TrainerCallback):
             raise KeyboardInterrupt
 
 
+def learned(model: nn.Module) -> list:
+    """What trains of a model, for `checkpoints`: its adapters' configs, and its parameters without their values."""
+    parameters = [(name, [*p.shape], str(p.dtype)) for name, p in trainable(model).items()]
+    return [getattr(model, "peft_config", None), parameters]
+
+
 held: dict[Path, TextIO] = {}  # the folders of this process's trainings, with their locks
 
 
@@ -244,7 +281,7 @@ def checkpoints(name: str, settings: object) -> Path:
     While another process of this machine trains there, a folder beside it. Several processes of one training share it
     (`notebooks.launch` starts one training at a time).
 
-    settings: all that the training is made of, its rows and its adapters' configs too: with others it is another one.
+    settings: all that the training is made of, its rows and what trains (`learned`) too: with others it is another one.
     """
     made_of = [settings, os.environ.get("WORLD_SIZE", "1")]
     key = hashlib.sha256(json.dumps(results.plain(made_of), sort_keys=True).encode()).hexdigest()[:8]
@@ -298,6 +335,22 @@ def finish(trainer: Trainer) -> None:
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
     if lock := held.pop(Path(trainer.args.output_dir), None):
         lock.close()
+
+
+def save(trainer: Trainer, made: Mapping[str, object], scale: str) -> Path:
+    """Write the adapters of a training, what came of it and its losses to build/, once however many processes train.
+
+    made: what came of it, a column each. Returns: the folder of the adapters.
+    """
+    processes = trainer.args.world_size
+    folder = files.BUILD / "finetune" / f"adapter-{scale}-{processes}"
+    if trainer.is_world_process_zero():
+        name = f"finetune-{scale}" + (f"-{processes}-processes" if processes > 1 else "")
+        losses = {what: pd.Series(dict(points)) for what, points in curves(trainer).items()}
+        trainer.model.save_pretrained(folder)
+        results.save(pd.DataFrame([{**made, "processes": processes}]), name)
+        results.save(pd.DataFrame(losses).rename_axis("step").reset_index(), f"{name}-losses")
+    return folder
 
 
 def curves(trainer: Trainer) -> dict[str, list[tuple[int, float]]]:

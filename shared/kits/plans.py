@@ -295,7 +295,7 @@ def architecture_comparison(plan: Plan, s) -> None:
     plan.part("quality of all models", judged, "quality-sweep")
     whole = story / TOKEN + 8 * s.long_window + 2 * passage / TOKEN
     read_on = plan.load(1, twins[0]) + plan.score(twins[0], whole, s.long_window)
-    plan.part("a story read on", read_on, "carry", "carry-exact", "carry-dropped")
+    plan.part("a story read on", read_on, "carry", "carry-exact", "carry-course", "carry-dropped")
     priced = plan.load(1, *s.zoo)
     for name in s.zoo:
         priced += plan.sweep(name, s.contexts, **s.timing)
@@ -308,17 +308,17 @@ def mamba_finetuning(plan: Plan, s) -> None:
     mamba, transformer = s.pair.values()
     held_out = s.examples // 10
     train = partial(plan.train, batch=s.batch, tokens=EXAMPLE, held_out=held_out)
-    answered = plan.write(mamba, PROMPT, s.new_tokens, batch=min(100, held_out))
-    plan.part("loading", plan.load(7, mamba) + plan.load(1, transformer))
-    plan.part("answers before and after", 2 * answered, "before", "after")
+    answer = partial(plan.write, prompt=PROMPT, new=s.new_tokens, batch=min(100, held_out))
+    plan.part("loading", plan.load(8, mamba) + plan.load(1, transformer))
+    plan.part("answers before and after", 2 * answer(mamba), "before", "after")
     plan.part("training Mamba", train(mamba, s.steps), "train")
     plan.part("training its twin", train(transformer, s.steps), "train-twin")
-    plan.part("answers of the twin", 2 * plan.write(transformer, PROMPT, s.new_tokens, batch=min(100, held_out)))
+    plan.part("answers of the twin", 2 * answer(transformer), "twin-before", "twin-after")
     short = s.short_steps
     stopped, left = short // 2 + 1, short - short // 3  # it goes on from the checkpoint before the stop
-    plan.part("stopped and continued", train(mamba, short + stopped + left), "interrupted")
+    plan.part("stopped and continued", train(mamba, short + stopped + left), "in-one-piece", "interrupted")
     plan.part("training with old text", train(mamba, s.steps), "train-replay")
-    plan.part("what was forgotten", 3 * answered, "forgetting")
+    plan.part("what was forgotten", 3 * answer(mamba), "forgetting")
     full = max(size(name, torch.float32).weight_bytes for name in s.pair.values())
     plan.peak_bytes = max(plan.peak_bytes, 4 * full)  # the memory section: gradients and two moments beside weights
 
@@ -336,7 +336,7 @@ LABS = {
 def six_scans(steps: int, width: int, on: Machine) -> Work:
     """Each scan of lab 2.4.2 once over so many steps. A kernel in the library's place takes next to nothing."""
     its = notebooks.solution("2.4.2")
-    doubling = _on_shapes(partial(_laid_out, its, partial(_doubling, its)), steps, width, on.gpu)
+    doubling = _on_shapes(partial(_laid_out, its, _doubling), steps, width, on.gpu)
     return doubling + counting.through(_linear_scans(width, on.gpu, on.path != "kernel"), steps)
 
 
@@ -369,11 +369,12 @@ def _laid_out(its, scan_of_states, u, delta, A, B, C, D):
     return (states @ C.unsqueeze(2)).squeeze(2) + D * u
 
 
-def _doubling(its, decay, inputs):
+def _doubling(decay, inputs):
     shift = 1
     while shift < len(inputs):
-        both = its.combine((decay[:-shift], inputs[:-shift]), (decay[shift:], inputs[shift:]))
-        decay, inputs = torch.cat([decay[:shift], both[0]]), torch.cat([inputs[:shift], both[1]])
+        both_inputs = decay[shift:] * inputs[:-shift] + inputs[shift:]
+        both_decays = decay[shift:] * decay[:-shift]
+        decay, inputs = torch.cat([decay[:shift], both_decays]), torch.cat([inputs[:shift], both_inputs])
         shift *= 2
     return inputs
 

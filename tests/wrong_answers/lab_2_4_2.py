@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -84,6 +85,107 @@ def unrolled(delta, A, B, C, *, since=1, write=True, swapped=False, transposed=F
     return alpha.transpose(1, 2) if transposed else alpha
 
 
+def corrected(S, k, v, decay, beta, *, erase=1.0, fade_first=True, fade=True, all_of_it=False):
+    faded = decay * S if fade else S
+    held = torch.einsum("n,np->p", k, faded if fade_first else S)
+    return faded + k[:, None] * ((1 if all_of_it else beta) * (v - erase * held))[None]
+
+
+def by_projection(S, k, v, decay, beta):
+    """(I - beta k k') decay S + beta k v'"""
+    return (torch.eye(len(k), dtype=S.dtype) - beta * torch.outer(k, k)) @ (decay * S) + beta * torch.outer(k, v)
+
+
+def row_by_row(S, k, v, decay, beta):
+    held = [sum(k[n] * decay * S[n, p] for n in range(len(k))) for p in range(len(v))]
+    return [[decay * S[n, p] + k[n] * beta * (v[p] - held[p]) for p in range(len(v))] for n in range(len(k))]
+
+
+def in_numpy(S, k, v, decay, beta):
+    S, k, v, decay, beta = (np.asarray(x) for x in (S, k, v, decay, beta))
+    return decay * S + np.outer(k, beta * (v - k @ (decay * S)))
+
+
+def over_batches(S, k, v, decay, beta):
+    S = (decay * S).clone()
+    return S.addr_(k, beta * (v - S.T.mv(k)))
+
+
+def chunked(log_decay, q, k, v, chunk=64, initial_state=None, *, handed=True, start=True, diagonal=0, fade_state=True):
+    S = torch.zeros(k.shape[1], v.shape[1], dtype=v.dtype) if initial_state is None or not start else initial_state
+    y = []
+    for a, Q, K, V in zip(*(x.split(chunk) for x in (log_decay, q, k, v)), strict=True):
+        total = a.cumsum(0)
+        L = (total[:, None] - total).exp().tril(diagonal)
+        y.append((L * (Q @ K.T)) @ V + (total.exp()[:, None] * Q) @ S)
+        keep = total[-1].exp() if fade_state else 1
+        S = (keep * S if handed else 0 * S) + (K * (total[-1] - total).exp()[:, None]).T @ V
+    return torch.cat(y), S
+
+
+def all_chunks_at_once(log_decay, q, k, v, chunk=64, initial_state=None):
+    T, rest = len(k), -len(k) % chunk
+    pad = lambda x: torch.cat([x, x.new_zeros(rest, *x.shape[1:])]).unflatten(0, (-1, chunk))  # noqa: E731
+    a, Q, K, V = map(pad, (log_decay, q, k, v))
+    total = a.cumsum(1)
+    L = (total[:, :, None] - total[:, None]).masked_fill(torch.ones(chunk, chunk).triu(1).bool(), -math.inf).exp()
+    inside = torch.einsum("cij,cin,cjn,cjp->cip", L, Q, K, V) if chunk < 8 else (L * (Q @ K.mT)) @ V
+    added = (K * (total[:, -1:] - total).exp()[..., None]).mT @ V
+    S = v.new_zeros(k.shape[1], v.shape[1]) if initial_state is None else initial_state
+    before = []
+    for faded, part in zip(total[:, -1].exp(), added, strict=True):
+        before.append(S)
+        S = faded * S + part
+    y = inside + total.exp()[..., None] * (Q @ torch.stack(before))
+    return y.flatten(0, 1)[:T], S
+
+
+def doubles(log_decay, q, k, v, chunk=64, initial_state=None):
+    given = None if initial_state is None else initial_state.double()
+    return chunked(log_decay.double(), q.double(), k.double(), v.double(), chunk, given)
+
+
+def as_a_list(*args, **kwargs):
+    return list(chunked(*args, **kwargs))
+
+
+def step_by_step(log_decay, q, k, v, chunk=64, initial_state=None):
+    S = v.new_zeros(k.shape[1], v.shape[1]) if initial_state is None else initial_state
+    y = []
+    for t in range(len(k)):
+        S = log_decay[t].exp() * S + torch.outer(k[t], v[t])
+        y.append(q[t] @ S)
+    return torch.stack(y), S
+
+
+def by_division(log_decay, q, k, v, chunk=64, initial_state=None):
+    """Products of decays divided by products of decays: 0 / 0 where they fade."""
+    S = v.new_zeros(k.shape[1], v.shape[1]) if initial_state is None else initial_state
+    y = []
+    for a, Q, K, V in zip(*(x.split(chunk) for x in (log_decay, q, k, v)), strict=True):
+        product = a.exp().cumprod(0)
+        L = (product[:, None] / product).tril().nan_to_num()
+        y.append((L * (Q @ K.T)) @ V + product[:, None] * (Q @ S))
+        S = product[-1] * S + (K * (product[-1] / product).nan_to_num()[:, None]).T @ V
+    return torch.cat(y), S
+
+
+def one_chunk(log_decay, q, k, v, chunk=64, initial_state=None):
+    return chunked(log_decay, q, k, v, len(k), initial_state)
+
+
+def without_decay(log_decay, *args, **kwargs):
+    return chunked(0 * log_decay, *args, **kwargs)
+
+
+def read_by_key(log_decay, q, k, v, *args, **kwargs):
+    return chunked(log_decay, k, q, v, *args, **kwargs)
+
+
+def erased_in_full(S, k, v, decay, beta):
+    return decay * S + torch.outer(k, beta * v - k @ (decay * S))
+
+
 WRONG = [
     (lab_2_4_2.sequential_scan, faulty(states, early=True), "off by one in time"),
     (lab_2_4_2.sequential_scan, faulty(states, ignore=True), "initial state is not used"),
@@ -96,9 +198,6 @@ WRONG = [
     (lab_2_4_2.selection, faulty(selected, activation=lambda x: x), "softplus is missing"),
     (lab_2_4_2.selection, faulty(selected, swapped=True), "B and C are swapped"),
     (lab_2_4_2.selection, faulty(selected, bias=False), "dt_proj's bias is missing"),
-    (lab_2_4_2.combine, lambda a, b: (a[0] * b[0], a[0] * b[1] + a[1]), "Left is the earlier step"),
-    (lab_2_4_2.combine, lambda a, b: (a[0] * b[0], a[1] + b[1]), "later step decays what the earlier one put in"),
-    (lab_2_4_2.combine, lambda a, b: (a[0] + b[0], b[0] * a[1] + b[1]), "Decays multiply"),
     (lab_2_4_2.chunked_scan, faulty(chunks, hand=False), "handed from chunk to chunk"),
     (lab_2_4_2.chunked_scan, faulty(chunks, decayed=False), "has to decay inside the next chunk"),
     (lab_2_4_2.chunked_scan, faulty(chunks, keep="whole"), "last chunk is cut off"),
@@ -121,6 +220,29 @@ WRONG = [
     (lab_2_4_2.hidden_attention, faulty(unrolled, masked="never"), "future counts for nothing"),
     (lab_2_4_2.hidden_attention, faulty(unrolled, masked="after"), "mask the exponent"),
     (lab_2_4_2.hidden_attention, faulty(unrolled, transposed=True), "matrix is transposed"),
+    (lab_2_4_2.delta_step, faulty(corrected, erase=0), "adds to what the key holds"),
+    (lab_2_4_2.delta_step, faulty(corrected, fade_first=False), "fades first"),
+    (lab_2_4_2.delta_step, faulty(corrected, all_of_it=True), "how far to go"),
+    (lab_2_4_2.delta_step, faulty(corrected, fade=False), "does not fade"),
+    (lab_2_4_2.delta_step, faulty(corrected, erase=0.5), "expected"),
+    (lab_2_4_2.delta_step, lambda S, k, v, decay, beta: S.mul_(decay) + torch.outer(k, beta * (v - k @ S)), "changed"),
+    (lab_2_4_2.delta_step, lambda S, k, v, decay, beta: corrected(S, k, v, decay, beta).sum(0), "shape"),
+    (lab_2_4_2.delta_step, lambda S, k, v, decay, beta: corrected(S, k, v, beta, decay), "expected"),
+    (lab_2_4_2.delta_step, lambda S, k, v, decay, beta: corrected(S, k, v, float(decay) ** 2, beta), "expected"),
+    (lab_2_4_2.delta_step, lambda S, k, v, decay, beta: torch.outer(k, v), "expected"),
+    (lab_2_4_2.delta_step, erased_in_full, "expected"),
+    (lab_2_4_2.ssd_scan, step_by_step, "a loop over steps"),
+    (lab_2_4_2.ssd_scan, by_division, "off by"),
+    (lab_2_4_2.ssd_scan, one_chunk, "all steps by all steps"),
+    (lab_2_4_2.ssd_scan, faulty(chunked, handed=False), "expected"),
+    (lab_2_4_2.ssd_scan, faulty(chunked, start=False), "initial state is not used"),
+    (lab_2_4_2.ssd_scan, faulty(chunked, diagonal=-1), "expected"),
+    (lab_2_4_2.ssd_scan, faulty(chunked, diagonal=1), "expected"),
+    (lab_2_4_2.ssd_scan, faulty(chunked, fade_state=False), "expected"),
+    (lab_2_4_2.ssd_scan, lambda *a, **k: chunked(*a, **k)[0], "expected"),
+    (lab_2_4_2.ssd_scan, lambda *a, **k: chunked(*a, **k)[::-1], "expected"),
+    (lab_2_4_2.ssd_scan, without_decay, "Nothing fades"),
+    (lab_2_4_2.ssd_scan, read_by_key, "expected"),
 ]
 
 RIGHT = {
@@ -131,4 +253,6 @@ RIGHT = {
     lab_2_4_2.fused_scan: fused,
     lab_2_4_2.mamba_block: block,
     lab_2_4_2.hidden_attention: unrolled,
+    lab_2_4_2.delta_step: [corrected, by_projection, row_by_row, in_numpy, over_batches],
+    lab_2_4_2.ssd_scan: [chunked, all_chunks_at_once, doubles, as_a_list, lambda *a, **k: iter(chunked(*a, **k))],
 }
