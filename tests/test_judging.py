@@ -28,6 +28,7 @@ T = torch.tensor
 
 SAME = [
     (T(5.0), 5.0),
+    (T(5.0, requires_grad=True), 5.0),
     (np.float32(0.7), 0.7),
     (np.int64(3), 3),
     (3.0, 3),
@@ -389,6 +390,14 @@ def test_gradients_that_do_not_flow_are_wrong(cut):
     agree(answer, [values])
     with pytest.raises(Wrong, match="gradients of the arguments"):
         agree(answer, [values], gradients=True)
+
+
+def test_a_result_that_a_later_call_changes_is_wrong():
+    place = torch.empty(2)
+    answer = watch.Answer(lambda x: place.copy_(2 * x), lambda x: 2 * x, 0.7)
+    agree(answer, [case("ones", torch.ones(2))])
+    with pytest.raises(Wrong, match="a later call changed it"):
+        agree(answer, [case("ones", torch.ones(2)), case("zeros", torch.zeros(2))])
 
 
 # ---- progress ----------------------------------------------------------------------------------------------------

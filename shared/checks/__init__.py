@@ -102,6 +102,7 @@ def agree(
     rel: see `expect`. gradients: those of every floating tensor among the arguments must agree too.
     """
     passed: list[tuple[Case, object]] = []
+    given: list[object] = []
 
     def value(mistake: Callable, one: Case):
         """What a mistake leads to; only one that agrees wherever the answer did can be the answer's."""
@@ -112,11 +113,16 @@ def agree(
     for one in cases:
         right = one.of(answer.own)
         wrong = {why: functools.partial(value, mistake, one) for why, mistake in (mistakes or {}).items()}
-        expect(one.of(answer), right, one.what, wrong, rel)
+        came = one.of(answer)
+        expect(came, right, one.what, wrong, rel)
         passed.append((one, right))
+        given.append(came)
         if gradients:
             came, wanted = _gradients(answer, one), _gradients(answer.own, one)
             expect(came, wanted, f"gradients of the arguments, for {one.what}", rel=rel)
+    for (one, right), came in zip(passed, given, strict=True):
+        if difference(came, right, rel):
+            raise Wrong(f"{one.what}: the result was right until a later call changed it: return a new one each time.")
 
 
 def _gradients(function: Callable, one: Case) -> dict[str, object]:

@@ -78,7 +78,7 @@ def _number(came: object, right: object, rel: float) -> str | None:
     try:
         if isinstance(came, (str, bytes)):
             raise TypeError
-        value = float(came)
+        value = float(came.detach() if hasattr(came, "detach") else came)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return f"expected {shown(wanted)}, got {shown(came)}"
     if isinstance(wanted, int) and not isinstance(wanted, bool):
