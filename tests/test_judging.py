@@ -5,6 +5,7 @@ import json
 import math
 import signal
 import sys
+import threading
 import time
 from contextlib import redirect_stdout
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import torch
 from transformers import BatchEncoding
 
 from shared import files, notebooks
-from shared.checks import Wrong, agree, case, expect, lab_2_4_1, watch
+from shared.checks import Wrong, agree, case, expect, instead, lab_2_4_1, watch
 from shared.checks.compare import difference
 from shared.notebooks import notice, progress
 
@@ -27,6 +28,7 @@ T = torch.tensor
 
 SAME = [
     (T(5.0), 5.0),
+    (T(5.0, requires_grad=True), 5.0),
     (np.float32(0.7), 0.7),
     (np.int64(3), 3),
     (3.0, 3),
@@ -47,9 +49,11 @@ SAME = [
     ([1, 2], (1, 2)),
     (iter([1, 2]), (1, 2)),
     (np.array([0.5, 1.5]), (0.5, 1.5)),
+    (pd.Series([0.5, 1.5], index=[5, 6]), T([0.5, 1.5])),
     (BatchEncoding({"input_ids": [1, 2]}), {"input_ids": [1, 2]}),
     ({np.int64(1): T([2.0])}, {1: T([2.0])}),
     (["b", "a"], {"a", "b"}),
+    (np.str_("mamba"), "mamba"),
     (torch.Size([2, 3]), (2, 3)),
     (T([]), T([])),
 ]
@@ -167,6 +171,11 @@ def test_a_known_mistake_is_named_at_the_smallest_case_that_fails(check):
     assert notice.FAILED in said and "another scale: expected" in said and "The scale is an argument." in said
 
 
+def test_a_mistake_is_the_courses_own_with_another_argument(check):
+    assert instead(own, scale=3)([1.0]) == [3.0] and instead(own, values=[5.0])([1.0], scale=1.0) == [5.0]
+    assert instead(own, scale=lambda given: 1 / given.scale)([1.0]) == [0.5]
+
+
 @pytest.mark.parametrize("first", [lambda values, scale=2.0: 1 / 0, lambda values, scale=2.0: None])
 def test_a_check_that_is_run_twice_does_not_judge_the_courses_own_version(check, first):
     assert notice.FAILED in of(check, first)
@@ -218,6 +227,18 @@ def test_an_answer_that_does_not_end_is_stopped_within_a_second(check, answer):
     assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+def test_calls_that_are_slow_one_by_one_are_stopped_together():
+    def slow():
+        start = time.thread_time()
+        while time.thread_time() < start + 0.3:
+            pass
+
+    answer = watch.Answer(slow, slow, 0.4)
+    with pytest.raises(Wrong, match="did not end"):
+        for _ in range(10):
+            answer()
+
+
 def test_the_time_of_an_import_does_not_count(check, tmp_path, monkeypatch):
     source = "from time import thread_time as now\nstart = now()\nwhile now() < start + 1:\n    pass\n"
     (tmp_path / "slow_to_import.py").write_text(source)
@@ -264,6 +285,41 @@ def test_an_answer_that_raises_is_told_its_own_line(check):
     said = of(check, answer)
     line = answer.__code__.co_firstlineno + 2
     assert f"(line {line} of the cell)" in said
+
+
+def clock(before: bool, after: bool):
+    """measure() of lab 2.4.1, which waits before it starts its clock and before it stops it, or does not."""
+
+    def measure(work, synchronize, warmup=3, repeats=5):
+        for _ in range(warmup):
+            work()
+        for _ in range(repeats):
+            synchronize() if before else None
+            start = time.perf_counter()
+            work()
+            synchronize() if after else None
+            yield time.perf_counter() - start
+
+    return measure
+
+
+def test_a_clock_is_judged_alike_beside_other_work():
+    done = threading.Event()
+
+    def other_work():
+        while not done.is_set():
+            sum(range(1000))
+
+    threads = [threading.Thread(target=other_work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        marks = [lab_2_4_1.measure.judge(clock(*waits)).mark for waits in ((1, 1), (0, 1), (1, 0))]
+        assert marks == [notice.PASSED, notice.FAILED, notice.FAILED]
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
 
 
 # ---- traces ------------------------------------------------------------------------------------------------------
@@ -334,6 +390,14 @@ def test_gradients_that_do_not_flow_are_wrong(cut):
     agree(answer, [values])
     with pytest.raises(Wrong, match="gradients of the arguments"):
         agree(answer, [values], gradients=True)
+
+
+def test_a_result_that_a_later_call_changes_is_wrong():
+    place = torch.empty(2)
+    answer = watch.Answer(lambda x: place.copy_(2 * x), lambda x: 2 * x, 0.7)
+    agree(answer, [case("ones", torch.ones(2))])
+    with pytest.raises(Wrong, match="a later call changed it"):
+        agree(answer, [case("ones", torch.ones(2)), case("zeros", torch.zeros(2))])
 
 
 # ---- progress ----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from shared.checks.compare import Wrong
 
 TICK = 0.05  # seconds between two looks at a call's time
+TOGETHER = 4  # times the seconds of one call
 
 
 class TimeUp(BaseException):
@@ -25,13 +26,15 @@ class Answer:
     A call raises what the function raises, and `Wrong` where it does not end, leaves the check (SystemExit), writes
     into an argument that is not in `changes`, or leaves gradients switched off. An iterator comes back as a list.
 
-    seconds: of the processor, and of waiting, that one call may take. changes: names of arguments that it may change.
+    seconds: of the processor, and of waiting, that one call may take; all calls together may take `TOGETHER` times as
+    long. changes: names of arguments that it may change.
     """
 
     def __init__(self, function: Callable, own: Callable, seconds: float, changes: tuple[str, ...] = ()):
         if not callable(function):
             raise Wrong(f"expected a function, got {function!r}.")
         self.function, self.own, self.seconds, self.changes = function, own, seconds, changes
+        self.left = TOGETHER * seconds
         self.printed = ""
         self.raised: BaseException | None = None
         functools.update_wrapper(self, own)
@@ -44,7 +47,7 @@ class Answer:
         grad, kind = torch.is_grad_enabled(), torch.get_default_dtype()
         output = capture_output(stderr=False)
         try:
-            with output as seen, bounded(self.seconds), interrupts() as interrupted:
+            with output as seen, bounded(min(self.seconds, self.left)) as spent, interrupts() as interrupted:
                 result = self.function(*args, **kwargs)
                 result = list(result) if isinstance(result, Iterator) else result
         except TimeUp as late:
@@ -60,6 +63,7 @@ class Answer:
             left = f"{type(error).__name__}, which would have ended the kernel"
             raise Wrong(f"your code raised {left}: give the result back with return.") from None
         finally:
+            self.left = max(self.left - sum(locals().get("spent", ())), TICK)
             self.printed += getattr(locals().get("seen"), "stdout", "")
             stayed = torch.is_grad_enabled(), torch.get_default_dtype()
             torch.set_grad_enabled(grad)
@@ -83,15 +87,16 @@ class Answer:
 
 @contextmanager
 def bounded(seconds: float):
-    """Raise `TimeUp` in the block once it has worked, or has done nothing but wait, for so long.
+    """Raise `TimeUp` in the block once it has worked, or has done nothing but wait, for so long. Yields what it took.
 
     The processor's time of this thread counts, not the clock's: beside other work nothing ends sooner. Waiting is
     counted in looks at which the thread has not worked since the last one. Imports are not counted. Outside the main
     thread there is no bound, since Python handles signals in that thread alone.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield []
         return
+    spent: list[float] = []  # at the end: seconds of work and of waiting
     begun = last = time.thread_time()
     waits = told = 0
 
@@ -113,8 +118,9 @@ def bounded(seconds: float):
     before = signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
     try:
-        yield
+        yield spent
     finally:
+        spent += [time.thread_time() - begun, waits * TICK]
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         sys.settrace(tracing)
