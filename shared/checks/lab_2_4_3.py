@@ -173,7 +173,7 @@ def record(answer, random):
         ("a small Mixtral", few, ids[:2, :6], torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]]), nullcontext),
         ("a small DeepSeek-V3", many, ids, right, nullcontext),
         ("a small Mixtral, padding at the left", few, ids, right.flip(1), torch.inference_mode),
-        ("a small DeepSeek-V3, one token", many.train(), ids[:1, 2:3], right[:1, :1], nullcontext),
+        ("a small DeepSeek-V3, one token", many, ids[:1, 2:3], right[:1, :1], nullcontext),
     ]
     for what, model, input_ids, mask, mode in runs:
         batch = {"input_ids": input_ids, "attention_mask": mask}
@@ -233,7 +233,7 @@ def document_counts(answer, random):
         case("a document of one token, one expert per token", {0: torch.tensor([[[2]]])}, 3),
     ]
     generator = _seeded(random)
-    for N, T, L, E, k in ((3, 4, 1, 6, 3), (5, 9, 3, 4, 4), (1, 30, 2, 16, 2), (10, 21, 4, 64, 8)):
+    for N, T, L, E, k in ((3, 4, 1, 6, 3), (5, 9, 3, 4, 4), (1, 30, 2, 16, 2), (2, 300, 1, 2, 1), (10, 21, 4, 64, 8)):
         layers = random.sample(range(30), L)
         indices = {n: _routed(generator, N, T, E, k) for n in layers}
         what = f"{N} documents of up to {T} tokens, layers {layers}, {E} experts, k = {k}"
@@ -276,8 +276,9 @@ def mutual_information(answer, random):
         table = (table - 100).clamp(min=0)
         table[..., 0, :] += 1
         cases.append(case(f"shape {shape}", table))
-    by_domain = torch.einsum("nd,nle->lde", F.one_hot(torch.arange(9) % 4, 4).double(), torch.ones(9, 3, 5).double())
-    cases.append(case("tables as the lab makes them, not contiguous", by_domain * (1 + torch.arange(5))))
+    counts = torch.randint(0, 9, (9, 3, 5), generator=generator).double()
+    by_domain = torch.einsum("nd,nle->lde", F.one_hot(torch.arange(9) % 4).double(), counts)
+    cases.append(case("tables as the lab makes them, not contiguous", by_domain))
     by_rows = lambda table: _information(table / table.sum(-1, keepdim=True))  # noqa: E731
     value = as_tensor(cases[0].of(answer))
     if value is not None and value.isnan().any():
@@ -320,7 +321,7 @@ def permutation_test(answer, random):
     more = torch.randint(0, 40, (7, 2, 3, 4), generator=generator).double() / 4
     runs = [
         ("5 documents of 2 domains", counts, [0, 0, 0, 1, 1], _gap, 400),
-        ("one layer, without a dimension for it", counts[:, 0], [1, 0, 1, 0, 0], _gap, 20),
+        ("5 documents, one layer", counts[:, 1:], [1, 0, 1, 0, 0], _gap, 20),
         ("one document per domain", counts[:3], [0, 1, 2], _gap, 99),
         ("7 documents of 3 domains, used and expected counts", more, [2, 0, 1, 0, 1, 0, 0], _from_expected, 30),
         ("7 documents of 4 domains", more[:, 0], [0, 3, 1, 2, 0, 1, 0], _gap, 1),

@@ -371,7 +371,7 @@ WRONG += [
         (faulty(recorded, masked=False), "padding at the left"),
         (faulty(recorded, padding=-100), "write -1"),
         (lambda model, ids, mask: recorded(model, ids, (ids > 0).long()), "padding"),
-        (lambda model, ids, mask: recorded(model.eval(), ids, mask), "another mode"),
+        (lambda model, ids, mask: recorded(model.train(), ids, mask), "another mode"),
         (lambda model, ids, mask: recorded(model.requires_grad_(False), ids, mask), "requires_grad"),
         (then(recorded, lambda found, model, ids, mask: (mask.fill_(1), found)[1]), "`attention_mask` was changed"),
         (then(recorded, each(lambda chosen: chosen[..., :2])), "expected a tensor"),
