@@ -1,10 +1,12 @@
-"""What a cache holds: by count and by formula, as in a real one, for every type of model."""
+"""What a cache holds: by count and by formula, as in a real one, for every type of model; the page of `make size`."""
 
+import json
 from dataclasses import replace
 
 import pytest
+import size as program
 import torch
-from small_models import shrunk
+from small_models import SMALL, shrunk
 from test_models import sentence
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
@@ -119,3 +121,120 @@ def test_a_window_keeps_one_token_less_than_attention_sees():
     assert size.cache_bytes(127) == 2 * size.cache_bytes(1) * 127 // 2
     assert size.cache_bytes(128) - size.cache_bytes(127) == size.kv_bytes_per_token
     assert size.cache_bytes(0) == 0
+
+
+# ---------------------------------------------------------------------------------------------------- make size
+
+
+@pytest.fixture
+def page(capsys):
+    """Runs the program; returns its exit code, what it printed, and its stderr."""
+
+    def run(*arguments: str):
+        code = program.main(list(arguments))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_page_of_a_model_has_its_parts_its_cache_and_what_fits(page):
+    code, out, err = page("--name=nemotron-3-nano-30b-a3b")
+    assert (code, err) == (0, "")
+    size = models.size("nemotron-3-nano-30b-a3b")
+    assert f"{size.total:,} parameters, {size.active:,} of them for a token (11.3%)" in out
+    assert "from nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16: the repository's config.json" in out
+    assert "6,144 bytes a token of keys and values" in out
+    assert "48,234,496 bytes recurrent, 1,130,496 bytes of convolutions" in out
+    assert "what 8,035 tokens of its own keys and values take" in out
+    for part in ("routed experts", "shared experts", "recurrent layers", "attention", "routers", "embeddings"):
+        assert f"  {part} " in out, part
+    assert "This machine: " in out and max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", ["mamba-130m", "olmoe-1b-7b", "kimi-linear-48b-a3b", "gpt-oss-20b", "tiny/jamba"])
+def test_the_parts_of_a_model_add_up_to_its_size(page, name):
+    size = models.size(name)
+    model = sizes.on_meta(sizes.published_config(name))
+    routed = sizes.routed(model)
+    found = program.parts(model, routed, sizes.top_k(model.config) if routed else 0)
+    assert sum(found.values(), program.Part()) == program.Part(size.total, size.active)
+    assert set(found) <= {name for name, _ in program.PARTS} | {
+        *("embeddings", "output head", "routed experts", "shared experts", "norms and others")
+    }
+    assert found["norms and others"].total < 0.01 * size.total
+    assert page(f"--name={name}")[0] == 0
+
+
+def test_any_config_that_transformers_knows_has_a_page_and_the_code_that_it_names_is_not_run(page, tmp_path):
+    file = tmp_path / "config.json"
+    fields = SMALL["olmoe"] | {"vocab_size": 1024, "pad_token_id": 0, "quantization_config": {"quant_method": "mxfp4"}}
+    file.write_text(json.dumps(fields | {"auto_map": {"AutoConfig": "evil.Config"}}))
+    (tmp_path / "evil.py").write_text("raise SystemExit('this code ran')")
+    for given in (file, tmp_path):
+        code, out, err = page(f"--config={given}")
+        assert (code, err) == (0, "")
+        assert "a config.json of type olmoe; the code that it may name (auto_map) is not run" in " ".join(out.split())
+        assert f"{sizes.of_config(sizes.read_config(file)).total:,} parameters" in out
+
+
+def test_of_a_model_with_images_the_text_model_is_counted(tmp_path):
+    text = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "llava", "text_config": text}))
+    assert sizes.of_config(sizes.read_config(file)).kv_bytes_per_token == 2 * 2 * 64 * 2
+
+
+LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is not JSON"),
+        ("[1, 2]", "has no model_type"),
+        ("[" * 100_000, "is not JSON"),
+        ("{}", "has no model_type"),
+        (json.dumps({"model_type": 3}), "has no model_type"),
+        (json.dumps({"model_type": "zzz"}), "is of type 'zzz', which transformers"),
+        (json.dumps({"model_type": "zzz", "auto_map": {}}), "names code of its own (auto_map), which is never run"),
+        (json.dumps({"model_type": "t5"}), "is of type 't5', which is no causal language model"),
+        (json.dumps(LLAMA | {"hidden_size": "wide"}), "describes no model of type 'llama'"),
+        (json.dumps(LLAMA | {"hidden_size": -64}), "cannot be built from this config"),
+        (json.dumps(LLAMA | {"num_hidden_layers": 10**9}), "asks for 1000000000 layers, and 1,000 are the most"),
+        (json.dumps(LLAMA | {"num_attention_heads": 0}), ""),
+        (json.dumps(LLAMA | {"vocab_size": 10**30}), ""),
+    ],
+)
+def test_a_config_that_is_none_is_one_sentence(page, tmp_path, content, said):
+    file = tmp_path / "config.json"
+    file.write_text(content)
+    code, out, err = page(f"--config={file}")
+    assert (code, out) == (1, "") and said in err and "traceback" not in err
+    assert err.count("\n") == 1 and err.endswith(".\n") and len(err) < 400
+
+
+def test_wrong_arguments_are_one_sentence(page, tmp_path):
+    binary = tmp_path / "weights"
+    binary.write_bytes(bytes(range(256)))
+    for arguments, said in (
+        ((), "Name one model: NAME=mamba-2.8b of the course, or CONFIG=path/to/config.json"),
+        (("--name=mamba-130m", "--config=x"), "Name one model"),
+        (("--name=mamba-131m",), "the closest is 'mamba-130m'"),
+        (("--config=nowhere.json",), "nowhere.json cannot be read (No such file or directory)"),
+        ((f"--config={tmp_path}",), "cannot be read"),
+        (("--config=" + "x" * 5000,), "cannot be read (File name too long)"),
+        (("--config=~nobody-of-this-name/config.json",), "cannot be read"),
+        ((f"--config={binary}",), "is not JSON"),
+        (("--deep",), "unrecognized arguments"),
+    ):
+        code, out, err = page(*arguments)
+        assert (code, out) == (1, "") and said in err and err.count("\n") == 1, arguments
+
+
+def test_the_longest_context_is_the_last_that_fits():
+    for name in ("gpt-oss-20b", "nemotron-3-nano-30b-a3b", "pythia-160m"):
+        size = models.size(name)
+        for room in (size.cache_bytes(1), size.cache_bytes(1) + 1, 10**8, 10**10):
+            longest = program.longest_context(size, room)
+            assert size.cache_bytes(longest) <= room < size.cache_bytes(longest + 1)
+    assert program.longest_context(models.size("mamba-130m"), 10**9) is None
