@@ -8,6 +8,7 @@ SCALE = tiny
 LAB =
 NAME =
 CLEAR =
+CONFIG =
 JSON =
 MODELS = tiny/mamba tiny/transformer
 TEXT = heldout
@@ -28,7 +29,7 @@ define line_break
 
 endef
 as_given = $(eval override $(1) := $$(subst $$(line_break), ,$$(value $(1))))
-GIVEN = PYTHON TORCH_INDEX_URL PORT BROWSER NOTEBOOK_DIR SCALE LAB NAME CLEAR JSON MODELS TEXT WINDOW PROCESSES NODES \
+GIVEN = PYTHON TORCH_INDEX_URL PORT BROWSER NOTEBOOK_DIR SCALE LAB NAME CLEAR CONFIG JSON MODELS TEXT WINDOW PROCESSES NODES \
 	HEAD PART MINUTES WEIGHTS
 $(foreach name,$(GIVEN),$(if $(filter file,$(origin $(name))),,$(call as_given,$(name))))
 
@@ -47,7 +48,7 @@ MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONPLATLIBDIR PYTHONOPTIMIZE PYTHONINSPECT PYTHONUSERBASE
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
-.PHONY: help setup setup-test setup-bench style check lab doctor kernels kernels-remove run solutions fetch cache tables \
+.PHONY: help setup setup-test setup-bench style check lab doctor kernels kernels-remove run solutions fetch cache tables size \
 	test rehearse bench tiny curves update clean evaluate finetune balance reference
 
 help:
@@ -83,6 +84,9 @@ cache: setup ## show what the course keeps in the Hugging Face caches (CLEAR=alp
 
 doctor: setup ## say what this machine can run, what not, and which command changes that (JSON=yes for programs)
 	@$(VENV_PYTHON) scripts/doctor.py --json=$(call quote,$(JSON))
+
+size: setup ## parameters, cache and what fits here, of NAME=qwen3.5-35b-a3b or of any model's CONFIG=path/to/config.json
+	@$(VENV_PYTHON) scripts/size.py --name=$(call quote,$(NAME)) --config=$(call quote,$(CONFIG))
 
 kernels: setup ## build Mamba's CUDA kernels for this machine's GPU, check them, install them
 	@$(VENV_PYTHON) scripts/kernels/build.py build

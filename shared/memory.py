@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
 
 from shared.errors import CourseError
 from shared.machine import guard, meters, pool
@@ -208,15 +209,28 @@ def track(device=None, interval: float = 0.005) -> Tracker:
 
 @dataclass(frozen=True)
 class CacheBytes:
-    """Bytes in a model's cache: keys and values, convolution states, recurrent (SSM) states."""
+    """Bytes in a model's cache, by kind.
 
-    kv: int
-    conv: int
-    recurrent: int
+    kv: keys and values, of layers that keep every token. conv, recurrent: convolution and recurrent (SSM) states.
+    window: keys and values of layers that keep the last tokens alone. latent: what MLA keeps in the place of keys and
+    values. index: everything else, such as the keys by which sparse attention chooses what it reads.
+    """
+
+    kv: int = 0
+    conv: int = 0
+    recurrent: int = 0
+    window: int = 0
+    latent: int = 0
+    index: int = 0
+
+    @property
+    def growing(self) -> int:
+        """What attention reads of earlier tokens."""
+        return self.kv + self.window + self.latent
 
     @property
     def total(self) -> int:
-        return self.kv + self.conv + self.recurrent
+        return self.growing + self.conv + self.recurrent + self.index
 
 
 def cache_bytes(cache) -> CacheBytes:
@@ -225,21 +239,56 @@ def cache_bytes(cache) -> CacheBytes:
     Args:
         cache: `outputs.past_key_values`, or `outputs.cache_params` for a pure Mamba model.
     """
+    seen: set[int] = set()
+    layers = [layer_bytes(layer, seen) for layer in cache_layers(cache)]
+    return CacheBytes(**{kind.name: sum(getattr(layer, kind.name) for layer in layers) for kind in fields(CacheBytes)})
+
+
+def cache_layers(cache) -> list:
+    """The layers of a transformers `Cache`, whose attributes are what it holds. TypeError for what is none."""
+    if hasattr(cache, "self_attention_cache"):  # of a decoder that can also look at an encoder
+        return cache_layers(cache.self_attention_cache) + cache_layers(cache.cross_attention_cache)
     if not hasattr(cache, "layers"):
         raise TypeError(
             f"cache_bytes needs the cache of a model's output and got {type(cache).__name__}: "
             "call the model with use_cache=True and pass its past_key_values (cache_params for Mamba)."
         )
-    seen = set()
+    layers = list(cache.layers)
+    # MiniMax keeps the states of its linear attention beside the layers; those in their places hold nothing.
+    for index, state in enumerate(getattr(cache, "linear_cache", ())):
+        if len(state):
+            layers[index : index + 1] = [SimpleNamespace(recurrent_states={0: state})]
+    return layers
 
-    def count(*tensors) -> int:
-        new = {id(t): t.numel() * t.element_size() for t in tensors if t is not None and id(t) not in seen}
+
+def layer_bytes(layer, seen: set[int] | None = None) -> CacheBytes:
+    """Count the tensors of one layer of a cache, without those whose id is in `seen`; they are added there."""
+    seen = set() if seen is None else seen
+    held = vars(layer)
+
+    def count(*names: str) -> int:
+        found = [tensor for name in names for tensor in _tensors(held.get(name))]
+        new = {id(tensor): tensor.numel() * tensor.element_size() for tensor in found if id(tensor) not in seen}
         seen.update(new)
         return sum(new.values())
 
-    kv = conv = recurrent = 0
-    for layer in cache.layers:
-        kv += count(getattr(layer, "keys", None), getattr(layer, "values", None))
-        conv += count(*getattr(layer, "conv_states", {}).values())
-        recurrent += count(*getattr(layer, "recurrent_states", {}).values())
-    return CacheBytes(kv, conv, recurrent)
+    keys, values = held.get("keys"), held.get("values")
+    # MLA keeps one vector for all heads, and beside it a shorter one with positions, in the place of keys and values.
+    one_head = keys is not None and values is not None and keys.dim() == 4 and keys.shape[1] == 1
+    if getattr(layer, "is_sliding", False):
+        kind = "window"
+    elif one_head and keys.shape[-1] != values.shape[-1]:
+        kind = "latent"
+    else:
+        kind = "kv"
+    counts = {kind: count("keys", "values"), "conv": count("conv_states"), "recurrent": count("recurrent_states")}
+    return CacheBytes(**counts, index=count(*held))
+
+
+def _tensors(value):
+    """The tensors in an attribute of a layer; a single number, such as a length, is no state."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _tensors(inner)
+    elif getattr(value, "ndim", 0) > 0:
+        yield value

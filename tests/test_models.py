@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from small_models import SMALL, write
 
 from shared import files, memory, models, scan
+from shared.hub.catalogue import CONFIGS
 from shared.machine import guard, holders, pool
 from shared.models import checkpoints, sizes
 
@@ -36,6 +37,21 @@ PUBLISHED = {
     "deepseek-moe-16b": (16_375_728_128, 2_828_650_496, 229_376, 0),
     "olmoe-1b-7b": (6_919_161_856, 1_282_017_280, 131_072, 0),
     "jamba-v0.1": (51_570_323_328, 12_110_311_296, 16_384, 16_515_072),
+}
+# The same, with the recurrent part of the state and the windows, of models that the course has as configs alone.
+PUBLISHED_2026 = {
+    "mamba2-2.7b": (2_702_599_680, 2_702_599_680, 0, 170_524_672, 167_772_160, ()),
+    "nemotron-3-nano-30b-a3b": (31_577_937_344, 3_580_073_408, 6_144, 49_364_992, 46 * 2**20, ()),
+    "granite-4.0-h-tiny": (6_939_037_248, 1_465_470_528, 8_192, 57_581_568, 54 * 2**20, ()),
+    "granite-4.0-h-small": (32_207_337_984, 8_803_121_664, 16_384, 153_427_968, 144 * 2**20, ()),
+    "qwen3.5-35b-a3b": (34_660_610_688, 3_454_988_928, 20_480, 64_880_640, 60 * 2**20, ()),
+    "qwen3.5-0.8b": (752_393_024, 752_393_024, 12_288, 19_759_104, 18 * 2**20, ()),
+    "qwen3-30b-a3b": (30_532_122_624, 3_353_032_704, 98_304, 0, 0, ()),
+    "qwen3-next-80b-a3b": (79_674_391_296, 3_874_929_408, 24_576, 77_856_768, 72 * 2**20, ()),
+    "kimi-linear-48b-a3b": (49_122_675_072, 3_484_453_248, 8_064, 43_909_120, 40 * 2**20, ()),
+    "gpt-oss-20b": (20_914_757_184, 4_187_440_704, 24_576, 0, 0, ((127, 24_576),)),
+    "gpt-oss-120b": (116_829_156_672, 5_711_982_912, 36_864, 0, 0, ((127, 36_864),)),
+    "lfm2-8b-a1b": (8_339_929_856, 1_557_740_288, 12_288, 221_184, 0, ()),
 }
 ONE_SENTENCE = re.compile(r"(?!.*[.] [A-Z])[^\n]*[^. ]\.")
 
@@ -86,8 +102,20 @@ def test_sizes_equal_the_published_ones_to_the_last_parameter(name):
     assert models.size(name) == models.ModelSize(total, active, 2 * total, kv, state)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sizes_of_models_of_2026_equal_the_published_ones_to_the_last_byte(name):
+    total, active, kv, state, recurrent, windows = PUBLISHED_2026[name]
+    size = models.size(name)
+    assert size == models.ModelSize(total, active, 2 * total, kv, state, windows)
+    assert size.recurrent_bytes == recurrent
+    assert size.latent_bytes_per_token == (8_064 if name.startswith("kimi") else 0)
+    held = sum(min(1_000_000, kept) * per_token for kept, per_token in windows)
+    assert size.cache_bytes(1_000_000) == 1_000_000 * kv + state + held
+
+
 def test_every_published_config_has_a_repository_and_the_other_way_round():
-    assert {file.stem for file in (files.DATA / "models").glob("*.json")} == set(models.MODELS)
+    assert {file.stem for file in (files.DATA / "models").glob("*.json")} == {*models.MODELS, *CONFIGS}
+    assert all(config.source and config.repo.count("/") == 1 for config in CONFIGS.values())
 
 
 def test_sizes_follow_the_dtype_but_recurrent_states_stay_in_fp32():

@@ -168,7 +168,7 @@ def only_these_tools(folder: Path, monkeypatch, *names: str) -> Path:
 def test_bare_make_lists_every_command_and_only_commands_that_exist():
     listed = re.findall(r"^  make ([a-z-]+) +\S", make(ROOT).stdout, re.MULTILINE)
     commands = """
-        setup lab run solutions evaluate fetch cache doctor kernels kernels-remove check test rehearse bench
+        setup lab run solutions evaluate fetch cache doctor size kernels kernels-remove check test rehearse bench
         tiny curves finetune balance reference tables update clean
     """
     assert listed == commands.split()

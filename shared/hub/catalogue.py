@@ -87,3 +87,39 @@ DATASETS = {
     ),
 }
 SOURCES = {**MODELS, **DATASETS}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A published model of which the course has the config alone, in data/models: its size, and nothing to download.
+
+    source: where the numbers come from.
+    """
+
+    repo: str
+    source: str
+
+
+QUOTED = "the repository's config.json as public code quotes it, two copies or more, the fields that decide sizes"
+CONFIGS = {
+    "mamba2-2.7b": Config(
+        "state-spaces/mamba2-2.7b",
+        "the repository's config.json (width 2560, 64 layers, a vocabulary of 50,277 padded to 50,288) and the "
+        "defaults of the mamba-ssm package that it leaves in place, under transformers' names",
+    ),
+    "nemotron-3-nano-30b-a3b": Config("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", QUOTED),
+    "granite-4.0-h-tiny": Config("ibm-granite/granite-4.0-h-tiny", QUOTED),
+    "granite-4.0-h-small": Config("ibm-granite/granite-4.0-h-small", QUOTED),
+    "qwen3.5-35b-a3b": Config("Qwen/Qwen3.5-35B-A3B", f"{QUOTED}; the text model alone, without its vision tower"),
+    "qwen3.5-0.8b": Config("Qwen/Qwen3.5-0.8B", f"{QUOTED}; the text model alone, without its vision tower"),
+    "qwen3-30b-a3b": Config("Qwen/Qwen3-30B-A3B", QUOTED),
+    "qwen3-next-80b-a3b": Config("Qwen/Qwen3-Next-80B-A3B-Instruct", QUOTED),
+    "kimi-linear-48b-a3b": Config("moonshotai/Kimi-Linear-48B-A3B-Instruct", QUOTED),
+    "gpt-oss-20b": Config(
+        "openai/gpt-oss-20b", f"{QUOTED}; counted in 16 bits, where the repository has 4 for experts"
+    ),
+    "gpt-oss-120b": Config(
+        "openai/gpt-oss-120b", f"{QUOTED}; counted in 16 bits, where the repository has 4 for experts"
+    ),
+    "lfm2-8b-a1b": Config("LiquidAI/LFM2-8B-A1B", QUOTED),
+}

@@ -243,7 +243,7 @@ def count(name: str, tokens: int, batch: int = 1, dtype=torch.bfloat16, path: st
     return Counts(
         _read_experts(prefill, hit(config, batch * tokens)),
         _read_experts(decode, hit(config, batch)),
-        batch * (parts.kv_bytes_per_token * tokens + parts.state_bytes),
+        batch * parts.cache_bytes(tokens),
     )
 
 

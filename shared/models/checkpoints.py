@@ -7,7 +7,7 @@ from pathlib import Path
 from shared import files
 from shared.errors import DamagedCheckpoint
 from shared.hub import fetch, store
-from shared.hub.catalogue import MODELS
+from shared.hub.catalogue import CONFIGS, MODELS
 from shared.models import sizes
 from shared.models.sizes import TINY, download_bytes
 
@@ -23,6 +23,8 @@ def folder(name: str) -> Path:
 
 def cached(name: str) -> Path | None:
     """The folder with (some of) a model's files on this machine, without asking the network, or None."""
+    if name in CONFIGS:
+        return None
     found = files.DATA / name if name in TINY else store.snapshot(MODELS[name])
     return found if found.exists() else None
 

@@ -53,8 +53,11 @@ def in_flight(name: str, dtype: torch.dtype = torch.bfloat16, bits: int = 16) ->
 def _fit(name: str, context: int, device, dtype, weights, bits) -> Fit:
     parts = size(name, dtype, bits)
     extra = in_flight(name, dtype, bits) if weights == "trained" and pool.is_unified(device) else 0
-    cache = context * parts.kv_bytes_per_token + parts.state_bytes if context else 0
-    needed, free, kept = parts.weight_bytes + extra + cache, guard.budget(device), guard.reserve(device)
+    needed, free, kept = (
+        parts.weight_bytes + extra + parts.cache_bytes(context),
+        guard.budget(device),
+        guard.reserve(device),
+    )
     added = ["8-bit experts"] * (bits == 8) + [f"{context:,} tokens of context"] * (context > 0)
     what = f"{name} with {' and '.join(added)}" if added else name
     loading = f" ({human(extra)} of it while it loads)" if extra else ""

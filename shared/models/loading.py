@@ -14,6 +14,7 @@ import torch
 
 from shared import files
 from shared.errors import BadInput, CourseError, DamagedCheckpoint, Missing, NotEnoughMemory
+from shared.hub.catalogue import CONFIGS
 from shared.machine import guard, holders, kernels, meters, pool
 from shared.models import checkpoints, streaming
 from shared.models.fitting import fits
@@ -40,7 +41,11 @@ def load(name: str, dtype: torch.dtype | str = torch.bfloat16, weights: str = "t
     """
     if weights not in ("trained", "random"):
         raise BadInput(f'The weights are "trained" or "random", not {weights!r}.')
-    config, device, dtype = published_config(check_name(name)), pool.present_device(device), pick_dtype(dtype)
+    if check_name(name) in CONFIGS and weights == "trained":
+        raise BadInput(
+            f'The course has the config of {name} alone: load it with weights="random", or ask for its size.'
+        )
+    config, device, dtype = published_config(name), pool.present_device(device), pick_dtype(dtype)
     if not (fit := fits(name, device=device, dtype=dtype, weights=weights, bits=bits)):
         raise NotEnoughMemory(fit.reason[:-1] + (holders.said() if pool.is_unified(device) else "") + ".")
     quantization = _eight_bit_experts(weights) if bits == 8 else {}
