@@ -98,7 +98,25 @@ def misleading() -> str:
         f'- "DeepSeekMoE: 2.5B active" is {deepseek.active / 1e9:.2f}B; "Mixtral: 45B, 90 GB" is '
         f"{mixtral.total / 1e9:.1f}B and {human(mixtral.weight_bytes)}, with {mixtral.active / 1e9:.1f}B active.\n"
         "- Total parameters decide the memory, active ones the arithmetic of one token: a mixture saves the second and "
-        "not the first."
+        f"not the first.\n{_mixed_up()}"
+    )
+
+
+def _mixed_up() -> str:
+    """The sentences on models of today whose kinds of layers are mixed up in public."""
+    qwen, nemotron = published_config("qwen3.5-35b-a3b"), published_config("nemotron-3-nano-30b-a3b")
+    linear, layers = qwen.layer_types.count("linear_attention"), len(qwen.layer_types)
+    attention, mamba = (nemotron.layers_block_type.count(kind) for kind in ("attention", "mamba"))
+    oss = models.size("gpt-oss-120b")
+    (window, each), whole = oss.windows[0], oss.kv_bytes_per_token + sum(each for _, each in oss.windows)
+    return (
+        f'- "Qwen3.6-35B-A3B is a pure MoE": {linear} of {layers} layers of this shape (Qwen3.5-35B-A3B) are Gated '
+        f"DeltaNet, and carry a state.\n"
+        f'- "Nemotron 3 Nano is 75 % linear and 25 % attention": {attention} of its {attention + mamba} mixers are '
+        f"attention, {attention / (attention + mamba):.0%}.\n"
+        f'- "52 of 56 layers of Nemotron Nano 9B v2 are Mamba": 27 are, 25 are MLPs, 4 attention.\n'
+        f"- gpt-oss-120b's cache, counted as if each layer kept each token, is {whole:,} bytes a token. Half of its "
+        f"layers keep {window} tokens: it is {oss.kv_bytes_per_token:,}, and {human(window * each)} once."
     )
 
 

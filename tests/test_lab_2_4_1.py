@@ -197,3 +197,26 @@ def test_a_real_document_costs_what_random_tokens_cost(said):
         f"Mamba-2.8B's state {memory.human(models.size('mamba-2.8b').state_bytes)}."
     )
     assert 0.5 < numbers(said["document-speed"].splitlines()[-1])[0] < 2
+
+
+def test_the_models_of_2026_stand_there_as_they_are_counted(said):
+    from shared import models
+
+    rows = {line.split()[0]: numbers(line.split(maxsplit=1)[1]) for line in said["today-table"].splitlines()[1:]}
+    assert len(rows) == 8
+    for name, (weights, per_token, state, *_) in rows.items():
+        size = models.size(name)
+        assert per_token == size.kv_bytes_per_token
+        assert (weights, state) == (round(size.weight_bytes / 1e9, 1), round(size.state_bytes / 1e6, 1))
+    worth = dict(re.findall(r"(\S+): its state takes as much as ([\d,]+) of", said["today-worth"]))
+    assert worth == {
+        "qwen3.5-35b-a3b": "3,168",
+        "kimi-linear-48b-a3b": "5,445",
+        "granite-4.0-h-tiny": "7,029",
+        "nemotron-3-nano-30b-a3b": "8,035",
+    }
+    hybrids = [models.size(name) for name in worth]
+    mamba = models.size("mamba-2.8b")
+    assert all(size.cache_bytes(128) > mamba.cache_bytes(128) for size in hybrids)  # they start above it
+    pythia = models.size("pythia-2.8b")
+    assert all(size.cache_bytes(2**20) < pythia.cache_bytes(2**20) / 10 for size in hybrids)  # "a tenth of the price"

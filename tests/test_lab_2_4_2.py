@@ -14,6 +14,7 @@ from torch import nn
 
 from shared import files, notebooks, reference
 from shared.kits import profiles
+from shared.models import sizes
 from shared.models.sizes import published_config
 
 LAB = "2.4.2"
@@ -155,7 +156,7 @@ def test_whole_layers_of_the_library_are_rebuilt_from_the_answers():
 def test_the_states_of_mamba_and_mamba_2_are_those_of_their_published_configs(said):
     first, second = said["state-growth"].splitlines()
     assert "23.6 MB" in first and "171 MB" in second
-    assert 64 * (80 * 64 * 128 * 4 + (5120 + 256) * 4 * 2) == 170_524_672
+    assert 64 * (80 * 64 * 128 * 4 + (5120 + 256) * 4 * 2) == sizes.size("mamba2-2.7b").state_bytes == 170_524_672
 
 
 # ---- the scan ------------------------------------------------------------------------------------------------------

@@ -523,3 +523,10 @@ def test_the_downloads_that_the_header_names_are_those_of_the_published_files():
         models.size(n).total * 2 / 1e9 for n in ("olmoe-1b-7b", "deepseek-moe-16b", "mixtral-8x7b")
     )
     assert f"{olmoe:.1f} GB; {deepseek:.1f} and {mixtral:.1f} GB" in header
+
+
+def test_most_large_mixtures_of_today_compute_with_five_to_eleven_percent(said):
+    rows = re.findall(r"(\S+): ([\d.]+) B, [\d.]+ B at work \(([\d.]+)%\)", said["years-table"])
+    large = {name: float(share) for name, total, share in rows if float(total) >= 30}
+    assert len(rows) == 10 and large.pop("granite-4.0-h-small") > 25
+    assert len(large) == 6 and all(4.9 <= share <= 11.3 for share in large.values())
