@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from shared import notebooks
 from shared.checks.compare import CLOSE, Wrong, as_tensor, difference, expect, shown, unpacked
-from shared.checks.watch import Answer, copied, line_of, raised_by_itself
+from shared.checks.watch import Answer, as_tensors, copied, line_of, raised_by_itself
 from shared.notebooks import progress
 from shared.notebooks.notice import FAILED, OPEN, PASSED, marked
 
@@ -72,6 +72,7 @@ def agree(
     rel: see `expect`. gradients: those of every floating tensor among the arguments must agree too.
     """
     passed: list[tuple[Case, object]] = []
+    kept = []
 
     def value(mistake: Callable, one: Case):
         """What a mistake leads to; only one that agrees wherever the answer did can be the answer's."""
@@ -82,11 +83,17 @@ def agree(
     for one in cases:
         right = one.of(answer.own)
         wrong = {why: functools.partial(value, mistake, one) for why, mistake in (mistakes or {}).items()}
-        expect(one.of(answer), right, one.what, wrong, rel)
+        kept.append(one.of(answer))
+        expect(kept[-1], right, one.what, wrong, rel)
         passed.append((one, right))
         if gradients:
             came, wanted = _gradients(answer, one), _gradients(answer.own, one)
             expect(came, wanted, f"gradients of the arguments, for {one.what}", rel=rel)
+    for (one, right), came in zip(passed, kept, strict=True):
+        if difference(came, right, rel):
+            raise Wrong(
+                f"{one.what}: that result was right, and a later call has changed it. Give a new one each time."
+            )
 
 
 def _gradients(function: Callable, one: Case) -> dict[str, object]:
@@ -115,17 +122,19 @@ class Verdict(NamedTuple):
     mark: str  # of shared.notebooks.notice
     text: str
     printed: str  # what the answer itself printed
+    other_types: bool = False  # it gave something else than tensors of its arguments' dtype
 
 
-def exercise(lab: str, cell_id: str, seconds: float = 0.7, changes: tuple[str, ...] = ()) -> Callable:
+def exercise(lab: str, cell_id: str, seconds: float = 0.7, changes: tuple[str, ...] = (), tensors: int = 0) -> Callable:
     """Make a check out of a function that takes an answer and returns the green line or raises `Wrong`.
 
     That function is called with the answer, as `watch.Answer` watches it (`answer.own` is the course's), and with a
     random.Random.
 
     lab: a number such as "2.4.1". cell_id: of the exercise's cell. seconds: that one call of the answer may take.
-    changes: arguments that the answer is meant to change. The answer has the name of the check, so the course's own
-    version is found in `labs/solutions` under that name.
+    changes: arguments that the answer is meant to change. tensors: how many the answer gives; where a right one gives
+    arrays, lists or another dtype, the lab goes on with `as_tensors` of it, so that no later cell stops at them. The
+    answer has the name of the check, so the course's own version is found in `labs/solutions` under that name.
 
     The check has `judge(function, seed)`, which prints and keeps nothing and returns a `Verdict`.
     """
@@ -139,7 +148,7 @@ def exercise(lab: str, cell_id: str, seconds: float = 0.7, changes: tuple[str, .
                 return Verdict(OPEN, NOT_RUN, "")
             answer = None
             try:
-                answer = Answer(function, own, seconds, changes)
+                answer = Answer(function, own, seconds, changes, tensors)
                 mark, text = PASSED, table(answer, random.Random(seed))
             except Wrong as wrong:
                 mark, text = FAILED, f"{wrong}{GOES_ON}"
@@ -153,7 +162,7 @@ def exercise(lab: str, cell_id: str, seconds: float = 0.7, changes: tuple[str, .
                     line = line_of(error, function)
                     where = f" (line {line} of the cell)" if line else ""
                     mark, text = FAILED, f"your code raised {type(error).__name__}: {error}{where}.{GOES_ON}"
-            return Verdict(mark, text, answer.printed if answer else "")
+            return Verdict(mark, text, *((answer.printed, answer.other_types) if answer else ("",)))
 
         @functools.wraps(table)
         def check(answer: Callable) -> Callable:
@@ -163,7 +172,9 @@ def exercise(lab: str, cell_id: str, seconds: float = 0.7, changes: tuple[str, .
             print(f"{marked(verdict.mark, cell_id, verdict.text)}\n  {progress.said(lab)}.")
             if verdict.printed:
                 print(f"  Your code printed:\n{_quoted(verdict.printed)}")
-            return answer if verdict.mark == PASSED else getattr(notebooks.solution(lab), name)
+            if verdict.mark != PASSED:
+                return getattr(notebooks.solution(lab), name)
+            return as_tensors(answer, tensors) if verdict.other_types else answer
 
         check.cell_id, check.judge, check.lab = cell_id, judge, lab
         return check
