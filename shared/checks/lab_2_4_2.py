@@ -160,6 +160,7 @@ def _selection(activation=F.softplus, bias=True, rates=False, order=(0, 1, 2)):
 
 
 @exercise("2.4.2", "ex-selection", tensors=3)
+@torch.inference_mode()  # as in the lab, whose layers have parameters that could train
 def selection(answer, random):
     def sizes(T, width=3, dtype=torch.float64, scale=1.0, **options):
         mixer = _mixer(random, width, dtype=dtype, **options)
@@ -393,6 +394,7 @@ def _block(sign=-1, skip=True, gated=True, act=F.silu, ahead=False, window=True,
 
 
 @exercise("2.4.2", "ex-mamba-block")
+@torch.inference_mode()  # as in the lab
 def mamba_block(answer, random):
     whole = {
         "A is -exp(A_log): without the minus sign the state grows (A's sign).": _block(sign=1),
@@ -437,11 +439,10 @@ def _one_layer(answer, one, mistakes) -> None:
 def _in_pieces(block, x, mixer, sizes) -> torch.Tensor:
     """The outputs of a block that reads x piece by piece, as the lab's does: with what it was handed the last time."""
     outputs, kept = [], None
-    with torch.inference_mode():
-        for piece in x.split(sizes):
-            out, kept = unpacked(block(piece, mixer, kept), 2, "the output and the cache")
-            outputs.append(out)
-        return torch.cat(outputs)
+    for piece in x.split(sizes):
+        out, kept = unpacked(block(piece, mixer, kept), 2, "the output and the cache")
+        outputs.append(out)
+    return torch.cat(outputs)
 
 
 # ---- the scan as a matrix -------------------------------------------------------------------------------------------

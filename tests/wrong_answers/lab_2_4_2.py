@@ -381,6 +381,11 @@ def selected_in_numpy(u, mixer):
     return np.log1p(np.exp(raw)), projected[:, -2 * N : -N], projected[:, -N:]
 
 
+def selected_without_detach(u, mixer):
+    delta, B, C = selected(u, mixer)
+    return delta.numpy(), B.numpy(), C.numpy()
+
+
 def selected_row_by_row(u, mixer):
     parts = [selected(row[None], mixer) for row in u]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
@@ -628,7 +633,8 @@ RIGHT = {
         discrete, discrete_in_numpy, discrete_by_einsum, discrete_step_by_step, discrete_as_powers, discrete_in_lists,
     ],
     lab_2_4_2.selection: [
-        selected, selected_by_weights, selected_by_attributes, selected_in_numpy, selected_row_by_row, selected_by_hand,
+        selected, selected_by_weights, selected_by_attributes, selected_in_numpy, selected_row_by_row,
+        selected_without_detach, selected_by_hand,
     ],
     lab_2_4_2.chunked_scan: [in_chunks, chunks_doubled, chunks_in_numpy, chunks_by_the_scan],
     lab_2_4_2.fused_scan: [fused, fused_in_numpy, fused_by_channel, fused_by_steps, fused_by_the_course],
