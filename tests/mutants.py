@@ -81,7 +81,7 @@ def _changes(node: ast.AST, function: ast.FunctionDef) -> list:
     if isinstance(node, ast.Call):
         found += [lambda n, k=k: _with(n, args=n.args[:k] + n.args[k + 1 :]) for k in range(len(node.args))]
         found += [lambda n, k=k: _with(n, keywords=n.keywords[:k] + n.keywords[k + 1 :]) for k in _plain(node)]
-        if len(node.args) > 1:
+        if len(node.args) > 1 and ast.unparse(node.func) not in ("min", "max"):
             found.append(lambda n: _with(n, args=[n.args[1], n.args[0], *n.args[2:]]))
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
         defaults = dict(zip([a.arg for a in function.args.args][::-1], function.args.defaults[::-1], strict=False))

@@ -5,6 +5,7 @@ import json
 import math
 import signal
 import sys
+import threading
 import time
 from contextlib import redirect_stdout
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import torch
 from transformers import BatchEncoding
 
 from shared import checks, files, notebooks
-from shared.checks import Wrong, agree, case, expect, lab_2_4_1, watch
+from shared.checks import Wrong, agree, case, expect, instead, lab_2_4_1, watch
 from shared.checks.compare import difference
 from shared.notebooks import notice, progress
 
@@ -27,6 +28,7 @@ T = torch.tensor
 
 SAME = [
     (T(5.0), 5.0),
+    (T(5.0, requires_grad=True), 5.0),
     (np.float32(0.7), 0.7),
     (np.int64(3), 3),
     (3.0, 3),
@@ -48,9 +50,11 @@ SAME = [
     (iter([1, 2]), (1, 2)),
     ([0.1, 0.2], T([0.1, 0.2], dtype=torch.float64)),
     (np.array([0.5, 1.5]), (0.5, 1.5)),
+    (pd.Series([0.5, 1.5], index=[5, 6]), T([0.5, 1.5])),
     (BatchEncoding({"input_ids": [1, 2]}), {"input_ids": [1, 2]}),
     ({np.int64(1): T([2.0])}, {1: T([2.0])}),
     (["b", "a"], {"a", "b"}),
+    (np.str_("mamba"), "mamba"),
     (torch.Size([2, 3]), (2, 3)),
     (T([]), T([])),
 ]
@@ -109,6 +113,13 @@ def test_a_difference_is_said_with_the_digits_that_show_it():
         expect(18.54554, 18.54551, "a rate", rel=1e-9)
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_array_that_must_not_be_written_to_is_taken_without_a_warning():
+    values = np.ones((2, 2))
+    values.flags.writeable = False
+    assert difference(values, torch.ones(2, 2)) is None
+
+
 def test_none_says_that_nothing_was_returned():
     with pytest.raises(Wrong, match=r"got None\. Does every way through your function end in a return"):
         expect(None, 3, "a count")
@@ -159,6 +170,11 @@ def test_a_known_mistake_is_named_at_the_smallest_case_that_fails(check):
     assert notice.FAILED in said and "another scale: expected" in said and "The scale is an argument." in said
 
 
+def test_a_mistake_is_the_courses_own_with_another_argument(check):
+    assert instead(own, scale=3)([1.0]) == [3.0] and instead(own, values=[5.0])([1.0], scale=1.0) == [5.0]
+    assert instead(own, scale=lambda given: 1 / given.scale)([1.0]) == [0.5]
+
+
 @pytest.mark.parametrize("first", [lambda values, scale=2.0: 1 / 0, lambda values, scale=2.0: None])
 def test_a_check_that_is_run_twice_does_not_judge_the_courses_own_version(check, first):
     assert notice.FAILED in of(check, first)
@@ -192,13 +208,6 @@ def test_a_right_array_is_handed_on_as_a_tensor(monkeypatch):
         assert handed.__wrapped__ is other and torch.equal(handed(torch.ones(2)), T([2.0, 2.0]))
 
 
-def test_a_result_that_a_later_call_changes_is_wrong():
-    room = torch.zeros(2)
-    answer = watch.Answer(lambda x: torch.mul(x, 2, out=room), lambda x: 2 * x, 0.7)
-    with pytest.raises(Wrong, match="a later call has changed it"):
-        agree(answer, [case("ones", torch.ones(2)), case("zeros", torch.zeros(2))])
-
-
 # ---- bounds ------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +239,18 @@ def test_an_answer_that_does_not_end_is_stopped_within_a_second(check, answer):
     said = of(check, answer)
     assert "did not end" in said and time.thread_time() - start < 1.5
     assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_calls_that_are_slow_one_by_one_are_stopped_together():
+    def slow():
+        start = time.thread_time()
+        while time.thread_time() < start + 0.3:
+            pass
+
+    answer = watch.Answer(slow, slow, 0.4)
+    with pytest.raises(Wrong, match="did not end"):
+        for _ in range(10):
+            answer()
 
 
 def test_the_time_of_an_import_does_not_count(check, tmp_path, monkeypatch):
@@ -280,6 +301,41 @@ def test_an_answer_that_raises_is_told_its_own_line(check):
     assert f"(line {line} of the cell)" in said
 
 
+def clock(before: bool, after: bool):
+    """measure() of lab 2.4.1, which waits before it starts its clock and before it stops it, or does not."""
+
+    def measure(work, synchronize, warmup=3, repeats=5):
+        for _ in range(warmup):
+            work()
+        for _ in range(repeats):
+            synchronize() if before else None
+            start = time.perf_counter()
+            work()
+            synchronize() if after else None
+            yield time.perf_counter() - start
+
+    return measure
+
+
+def test_a_clock_is_judged_alike_beside_other_work():
+    done = threading.Event()
+
+    def other_work():
+        while not done.is_set():
+            sum(range(1000))
+
+    threads = [threading.Thread(target=other_work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        marks = [lab_2_4_1.measure.judge(clock(*waits)).mark for waits in ((1, 1), (0, 1), (1, 0))]
+        assert marks == [notice.PASSED, notice.FAILED, notice.FAILED]
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
 # ---- traces ------------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +357,7 @@ TRACES = {
     "was changed, and others still need": (lambda x: setattr(x, "layers", 1), SimpleNamespace(layers=3)),
     "was left in another mode": (lambda m: m.train(), model()),
     "has a hook": (lambda m: m[0].register_forward_hook(lambda *a: None), model()),
+    "has a hook on it, or a forward of yours": (lambda m: setattr(m[0], "forward", lambda x: x), model()),
     "other weights": (spoil_weight, model()),
     "requires_grad": (lambda m: m[0].requires_grad_(False), model()),
     "gradients left behind": (lambda m: m(torch.ones(1, 2)).sum().backward(), model()),
@@ -317,6 +374,22 @@ def test_what_an_answer_does_to_its_arguments_is_seen(named):
     watch.Answer(lambda x: [spoil(x)], lambda x: None, 0.7, ("x",))(watch.copied(argument))
 
 
+def test_a_forward_that_is_put_back_is_no_trace():
+    def answer(x):
+        before, x[0].forward = x[0].forward, lambda y: y
+        x[0].forward = before
+
+    watch.Answer(answer, lambda x: None, 0.7)(model())
+
+
+@pytest.mark.parametrize("of", [lambda x: x[..., 0], lambda x: x.T, lambda x: x[1:, 1:], lambda x: x[:1].expand(2, 3)])
+def test_a_copy_is_as_contiguous_as_what_was_copied(of):
+    value = of(torch.arange(6.0).view(2, 3))
+    copy = watch.copied(value)
+    assert copy.equal(value) and copy.stride() == value.stride() and copy.data_ptr() != value.data_ptr()
+    assert watch.copied(value.clone().requires_grad_()).requires_grad
+
+
 def test_gradients_that_are_switched_off_come_back_and_are_said():
     answer = watch.Answer(lambda: torch.set_grad_enabled(False) and None, lambda: None, 0.7)
     with pytest.raises(Wrong, match="stayed changed"):
@@ -331,6 +404,14 @@ def test_gradients_that_do_not_flow_are_wrong(cut):
     agree(answer, [values])
     with pytest.raises(Wrong, match="gradients of the arguments"):
         agree(answer, [values], gradients=True)
+
+
+def test_a_result_that_a_later_call_changes_is_wrong():
+    place = torch.empty(2)
+    answer = watch.Answer(lambda x: place.copy_(2 * x), lambda x: 2 * x, 0.7)
+    agree(answer, [case("ones", torch.ones(2))])
+    with pytest.raises(Wrong, match="a later call changed it"):
+        agree(answer, [case("ones", torch.ones(2)), case("zeros", torch.zeros(2))])
 
 
 # ---- progress ----------------------------------------------------------------------------------------------------

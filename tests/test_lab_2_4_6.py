@@ -156,3 +156,28 @@ def test_the_memory_that_machines_have_measured_stands_beside_this_run(said):
 
 def test_the_path_of_the_scan_is_said_before_anything_is_trained(said):
     assert "path of the scan: course" in said["load"]  # these machines have no kernel
+
+
+# ---- a hybrid --------------------------------------------------------------------------------------------------------
+
+
+def test_peft_s_own_list_reaches_attention_alone_and_only_parameters_reach_the_routed_experts(said):
+    found = dict(re.findall(r"(.+): (\d) of 9 layers learn", said["hybrid-learning"]))
+    assert {name: int(n) for name, n in found.items()} == {
+        "peft's own": 1,
+        "in_proj, q_proj": 5,
+        "up_proj, down_proj": 4,
+        "experts' parameters": 4,
+        "every kind": 9,
+    }
+    assert "(1 of 1 attention)" in said["hybrid-learning"].splitlines()[0]
+    assert set(re.findall(r"without a gradient: (\d+)", said["hybrid-learning"])) == {"0"}
+    by_name, by_parameter = said["experts-found"].splitlines()
+    assert by_name.endswith("shared_experts.down_proj, shared_experts.up_proj") and by_parameter.endswith(": experts")
+    assert said["unmatched"].strip() == "accepted; names that matched nothing: ['q_proj']"
+
+
+def test_peft_s_own_list_for_the_class_is_attention_s():
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as lists
+
+    assert lists["nemotron_h"] == ["q_proj", "k_proj", "v_proj", "o_proj"]

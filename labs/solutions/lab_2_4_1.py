@@ -36,6 +36,7 @@ def measure(work, synchronize, warmup: int = 3, repeats: int = 5) -> list[float]
     """Seconds of each of `repeats` calls of `work()`, after `warmup` that do not count.
 
     synchronize: call it to wait until the device has finished what it was given.
+    Returns the seconds of each repeat by itself, in the order of the calls.
     """
     for _ in range(warmup):
         work()
@@ -53,7 +54,8 @@ def measure(work, synchronize, warmup: int = 3, repeats: int = 5) -> list[float]
 def growth_exponent(tokens, values) -> tuple[float, float]:
     """The slope p of values ~ tokens**p on log-log axes, and its standard error.
 
-    tokens, values: positive numbers, three or more of each.
+    tokens, values: lists, arrays or columns of a table (whose labels need not begin at 0),
+        three or more positive numbers in each.
     """
     x, y = np.log(np.asarray(tokens, float)), np.log(np.asarray(values, float))
     dx = x - x.mean()
@@ -91,7 +93,8 @@ def context_that_fits(
 ) -> float:
     """The most tokens of context per sequence that weights, state and cache leave room for.
 
-    Returns 0 where not even weights and states fit, and math.inf where nothing grows.
+    Returns 0 where not even weights and states fit, also for a model without a cache.
+    Where they fit and there is no cache, nothing grows: returns math.inf.
     """
     room = memory_bytes - weight_bytes - batch * state_bytes
     if room < 0:

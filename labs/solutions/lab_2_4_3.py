@@ -17,9 +17,10 @@ def parameter_parts(
     shapes: name -> shape of every parameter, as transformers names them. top_k: routed
         experts per token.
 
-    Returns: part -> (total, active). The parts, and what their names contain: "embedding"
-        (embed_tokens, lm_head), "attention" (self_attn.), "router" (.gate.weight,
-        .router.weight), "shared" (.shared_experts.), "routed" (.experts.), and "other".
+    Returns: part -> (total, active), of a part without parameters (0, 0). The parts, and
+        what their names contain: "embedding" (embed_tokens, lm_head), "attention"
+        (self_attn.), "router" (.gate.weight, .router.weight), "shared"
+        (.shared_experts.), "routed" (.experts.), and "other".
     """
     names = {
         "embedding": ("embed_tokens", "lm_head"),
@@ -44,7 +45,8 @@ def record(model, input_ids: Tensor, attention_mask: Tensor) -> dict[int, Tensor
 
     input_ids, attention_mask: (B, T), the mask 0 at padding.
 
-    Returns: layer -> (B, T, k) int64, in any order along k; -1 at padding. No hook stays.
+    Returns: layer -> (B, T, k) int64, in any order along k; -1 at padding. No hook
+        stays, also where the forward raises an error.
     """
     found, hooks = {}, []
     for layer, module in experts.experts_modules(model).items():
@@ -105,6 +107,7 @@ def permutation_test(
 
     counts: (N, ..., E) float64, one row per document. labels: (N,) int64, 0 to D - 1.
     statistic: tables (..., D, E) -> (...), the larger the more domains and experts agree.
+    generator: draws the documents' order anew for each permutation, all as likely.
 
     Returns: the observed values (...), the null (permutations, ...), and p (...), which
         is (1 + how many of the null are at least as large) / (1 + permutations).
@@ -121,9 +124,8 @@ def permutation_test(
         order = torch.randperm(len(labels), generator=generator)
         null.append(measure(labels[order]))
     null = torch.stack(null)
-    # A relabelling that changes nothing must count, whatever the rounding.
-    extreme = (null >= observed - 1e-9 * observed.abs()).sum(0).double()
-    return observed, null, (1 + extreme) / (1 + permutations)
+    at_least = (null >= observed).sum(0).double()
+    return observed, null, (1 + at_least) / (1 + permutations)
 
 
 # %% ex-expected-by-token
@@ -154,8 +156,8 @@ def repetition(first: Tensor) -> tuple[float, float]:
 
     first: (N, T) int64, the first expert of each token; -1 at padding, which is at the end.
 
-    Returns: share of neighbours within a document that agree, and the share for experts
-        drawn independently with the load that they have, the sum of p_e squared.
+    Returns: of all neighbours within a document the share that agree, and the share for
+        experts drawn independently with the load that they have, the sum of p_e squared.
     """
     here, after = first[:, :-1], first[:, 1:]
     both = (here >= 0) & (after >= 0)

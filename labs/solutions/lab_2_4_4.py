@@ -13,7 +13,8 @@ def softmax_router(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
     logits: (T, E).
 
-    Returns: experts (T, k), the most probable first; their weights (T, k).
+    Returns: two tensors: experts (T, k) in int64, the most probable first; their
+        weights (T, k).
     """
     weights, experts = logits.softmax(-1).topk(top_k)
     return experts, weights
@@ -25,7 +26,8 @@ def topk_router(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
     logits: (T, E).
 
-    Returns: experts (T, k), the largest first; their weights (T, k), which sum to 1.
+    Returns: two tensors: experts (T, k) in int64, the largest first; their
+        weights (T, k), which sum to 1.
     """
     largest, experts = logits.topk(top_k)
     return experts, largest.softmax(-1)
@@ -37,7 +39,8 @@ def biased_router(logits: Tensor, top_k: int, bias: Tensor) -> tuple[Tensor, Ten
 
     logits: (T, E). bias: (E,).
 
-    Returns: experts (T, k), the largest biased score first; weights (T, k), which sum to 1.
+    Returns: two tensors: experts (T, k) in int64, the largest biased score first; their
+        weights (T, k), which sum to 1.
     """
     scores = logits.sigmoid()
     experts = (scores + bias).topk(top_k).indices
@@ -73,7 +76,7 @@ def balancing_loss(
     f_i: share of the tokens that choose expert i among their k, without gradient.
     P_i: mean probability of expert i, softmax over all experts.
 
-    Returns: a scalar; k when the load is even.
+    Returns: a scalar, as a tensor with a gradient; k when the load is even.
     """
     losses = []
     for logits in router_logits:
@@ -111,6 +114,7 @@ def bias_step(bias: Tensor, counts: Tensor, u: float) -> Tensor:
     bias: (E,), what the choice adds to the scores. counts: (E,), choices of the last step.
     u: how far each bias moves, whatever the size of the error.
 
-    Returns: (E,), the next bias: up where an expert had less than the mean, else down.
+    Returns: a new tensor (E,), the next bias: up where an expert had less than the mean,
+        down where it had more.
     """
     return bias + u * torch.sign(counts.double().mean() - counts).to(bias.dtype)

@@ -19,8 +19,10 @@ never dead-ends.
 """
 
 import functools
+import inspect
 import random
 from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from shared import notebooks
@@ -29,7 +31,19 @@ from shared.checks.watch import Answer, as_tensors, copied, line_of, raised_by_i
 from shared.notebooks import progress
 from shared.notebooks.notice import FAILED, OPEN, PASSED, marked
 
-__all__ = ["Wrong", "agree", "as_tensor", "case", "copied", "difference", "exercise", "expect", "shown", "unpacked"]
+__all__ = [
+    "Wrong",
+    "agree",
+    "as_tensor",
+    "case",
+    "copied",
+    "difference",
+    "exercise",
+    "expect",
+    "instead",
+    "shown",
+    "unpacked",
+]
 
 GOES_ON = "\n  The lab goes on with the course's own version."
 NOT_ATTEMPTED = "not attempted yet." + GOES_ON.replace("\n ", "")
@@ -59,6 +73,22 @@ def case(what: str, *args, **kwargs) -> Case:
     return Case(what, args, kwargs)
 
 
+def instead(function: Callable, **others) -> Callable:
+    """The function with other arguments than it is given: `instead(own, batch=1)` is one that ignores the batch.
+
+    An argument may be a function of all that are given: `instead(own, tokens=lambda given: given.tokens**2)`.
+    """
+
+    def mistaken(*args, **kwargs):
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = SimpleNamespace(**bound.arguments)
+        changed = {name: value(given) if callable(value) else value for name, value in others.items()}
+        return function(**bound.arguments | changed)
+
+    return mistaken
+
+
 def agree(
     answer: Answer,
     cases: Iterable[Case],
@@ -72,7 +102,7 @@ def agree(
     rel: see `expect`. gradients: those of every floating tensor among the arguments must agree too.
     """
     passed: list[tuple[Case, object]] = []
-    kept = []
+    given: list[object] = []
 
     def value(mistake: Callable, one: Case):
         """What a mistake leads to; only one that agrees wherever the answer did can be the answer's."""
@@ -83,17 +113,16 @@ def agree(
     for one in cases:
         right = one.of(answer.own)
         wrong = {why: functools.partial(value, mistake, one) for why, mistake in (mistakes or {}).items()}
-        kept.append(one.of(answer))
-        expect(kept[-1], right, one.what, wrong, rel)
+        came = one.of(answer)
+        expect(came, right, one.what, wrong, rel)
         passed.append((one, right))
+        given.append(came)
         if gradients:
             came, wanted = _gradients(answer, one), _gradients(answer.own, one)
             expect(came, wanted, f"gradients of the arguments, for {one.what}", rel=rel)
-    for (one, right), came in zip(passed, kept, strict=True):
+    for (one, right), came in zip(passed, given, strict=True):
         if difference(came, right, rel):
-            raise Wrong(
-                f"{one.what}: that result was right, and a later call has changed it. Give a new one each time."
-            )
+            raise Wrong(f"{one.what}: the result was right until a later call changed it: return a new one each time.")
 
 
 def _gradients(function: Callable, one: Case) -> dict[str, object]:

@@ -67,7 +67,7 @@ def difference(came: object, right: object, rel: float = CLOSE) -> str | None:
     ):
         return _number(came, right, rel)
     try:
-        same = type(came) is type(right) and bool(came == right)
+        same = isinstance(came, type(right)) and bool(came == right)
     except (TypeError, ValueError, RuntimeError):
         same = False
     return None if same else f"expected {shown(right)}, got {shown(came)}"
@@ -78,7 +78,7 @@ def _number(came: object, right: object, rel: float) -> str | None:
     try:
         if isinstance(came, (str, bytes)):
             raise TypeError
-        value = float(came)
+        value = float(came.detach() if hasattr(came, "detach") else came)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return f"expected {shown(wanted)}, got {shown(came)}"
     if isinstance(wanted, int) and not isinstance(wanted, bool):
@@ -122,11 +122,16 @@ def _tensor(came: object, right, rel: float) -> str | None:
 
 
 def as_tensor(value: object):
-    """The value as a tensor: arrays, numbers in lists, tensors of one shape in a list. None where it is not one."""
+    """The value as a tensor: arrays, series, numbers in lists, tensors of one shape in a list. None for all else."""
+    import numpy as np
     import torch
 
     if isinstance(value, torch.Tensor):
         return value
+    if hasattr(value, "to_numpy"):  # a series of pandas: torch would take its labels for places
+        value = value.to_numpy(copy=True)
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        value = value.copy()  # torch warns of memory that it must not write to, such as that of a table
     try:
         if isinstance(value, (list, tuple)) and value and all(isinstance(v, torch.Tensor) for v in value):
             return torch.stack(list(value))

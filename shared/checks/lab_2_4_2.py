@@ -203,7 +203,8 @@ class _Work(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        shape = tuple(result.shape) if isinstance(result, torch.Tensor) else None
+        floating = isinstance(result, torch.Tensor) and result.is_floating_point()  # not the bytes of a copy
+        shape = tuple(result.shape) if floating else None
         self.operations.append((str(function), shape))
         self.largest = max(self.largest, math.prod(shape or ()))
         return result

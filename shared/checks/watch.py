@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from shared.checks.compare import Wrong, as_tensor
 
 TICK = 0.05  # seconds between two looks at a call's time
+TOGETHER = 4  # times the seconds of one call
 
 
 class TimeUp(BaseException):
@@ -25,7 +26,8 @@ class Answer:
     A call raises what the function raises, and `Wrong` where it does not end, leaves the check (SystemExit), writes
     into an argument that is not in `changes`, or leaves gradients switched off. An iterator comes back as a list.
 
-    seconds: of the processor, and of waiting, that one call may take. changes: names of arguments that it may change.
+    seconds: of the processor, and of waiting, that one call may take; all calls together may take `TOGETHER` times as
+    long. changes: names of arguments that it may change.
     tensors: how many it gives; `other_types` tells whether some were none, or had another dtype than the arguments.
     """
 
@@ -36,6 +38,7 @@ class Answer:
             raise Wrong(f"expected a function, got {function!r}.")
         self.function, self.own, self.seconds, self.changes = function, own, seconds, changes
         self.tensors, self.other_types = tensors, False
+        self.left = TOGETHER * seconds
         self.printed = ""
         self.raised: BaseException | None = None
         functools.update_wrapper(self, own)
@@ -48,7 +51,7 @@ class Answer:
         grad, kind = torch.is_grad_enabled(), torch.get_default_dtype()
         output = capture_output(stderr=False)
         try:
-            with output as seen, bounded(self.seconds), interrupts() as interrupted:
+            with output as seen, bounded(min(self.seconds, self.left)) as spent, interrupts() as interrupted:
                 result = self.function(*args, **kwargs)
                 self.other_types |= bool(self.tensors) and not _tensors_like(result, self.tensors, args)
                 result = list(result) if isinstance(result, Iterator) else result
@@ -65,6 +68,7 @@ class Answer:
             left = f"{type(error).__name__}, which would have ended the kernel"
             raise Wrong(f"your code raised {left}: give the result back with return.") from None
         finally:
+            self.left = max(self.left - sum(locals().get("spent", ())), TICK)
             self.printed += getattr(locals().get("seen"), "stdout", "")
             stayed = torch.is_grad_enabled(), torch.get_default_dtype()
             torch.set_grad_enabled(grad)
@@ -116,15 +120,16 @@ def _tensors_like(result: object, number: int, args: tuple) -> bool:
 
 @contextmanager
 def bounded(seconds: float):
-    """Raise `TimeUp` in the block once it has worked, or has done nothing but wait, for so long.
+    """Raise `TimeUp` in the block once it has worked, or has done nothing but wait, for so long. Yields what it took.
 
     The processor's time of this thread counts, not the clock's: beside other work nothing ends sooner. Waiting is
     counted in looks at which the thread has not worked since the last one. Imports are not counted. Outside the main
     thread there is no bound, since Python handles signals in that thread alone.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield []
         return
+    spent: list[float] = []  # at the end: seconds of work and of waiting
     begun = last = time.thread_time()
     waits = told = 0
 
@@ -146,8 +151,9 @@ def bounded(seconds: float):
     before = signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
     try:
-        yield
+        yield spent
     finally:
+        spent += [time.thread_time() - begun, waits * TICK]
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         sys.settrace(tracing)
@@ -213,8 +219,8 @@ def copied(value):
 
     if isinstance(value, torch.Generator):
         return torch.Generator(value.device).set_state(value.get_state())
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, torch.Tensor):  # with its strides: what is no contiguous tensor in a lab is none in a check
+        return copy.deepcopy(value.detach()).requires_grad_(value.requires_grad)
     if isinstance(value, (torch.nn.Module, np.ndarray, np.random.Generator, pd.DataFrame, pd.Series)):
         return copy.deepcopy(value)
     if isinstance(value, SimpleNamespace):
@@ -258,7 +264,7 @@ def _tensors_of(module):
 
 def _of_module(module) -> tuple:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return module.training, tuple(tuple(kind) for kind in hooks)
+    return module.training, (*(tuple(kind) for kind in hooks), module.forward)
 
 
 def changed(before: object, after: object) -> str | None:
@@ -270,7 +276,7 @@ def changed(before: object, after: object) -> str | None:
     for name, part in before["parts"].items():
         mode, hooks = after["parts"].get(name, part)
         if hooks != part[1]:
-            return "still has a hook on it: remove each one when the work is done, also after an error."
+            return "still has a hook on it, or a forward of yours: remove each one when done, also after an error."
         if mode != part[0]:
             return f"was left in another mode: {'train' if part[0] else 'eval'}() was on when it came."
     if not _same(before["values"], after["values"]):

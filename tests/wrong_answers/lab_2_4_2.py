@@ -505,7 +505,7 @@ WRONG = [
     (lab_2_4_2.sequential_scan, in_float32, "off by"),
     (lab_2_4_2.sequential_scan, fixed_to_matrices, "ValueError"),
     (lab_2_4_2.sequential_scan, by_products, "expected"),
-    (lab_2_4_2.sequential_scan, kept_between_calls, "a later call has changed it"),
+    (lab_2_4_2.sequential_scan, kept_between_calls, "until a later call changed it"),
     (lab_2_4_2.sequential_scan, lambda a, x, h=None: x.cumsum(0), "plain running sum"),
     (lab_2_4_2.sequential_scan, lambda a, x, h=None: states(a.roll(1, 0), x, h), "expected"),
     (lab_2_4_2.sequential_scan, lambda a, x, h=None: states(a.mean().expand_as(a), x, h), "off by"),
