@@ -205,7 +205,7 @@ def test_a_right_array_is_handed_on_as_a_tensor(monkeypatch):
     check = checks.exercise("2.4.1", "ex-kv-cache-bytes", tensors=1)(doubled)
     for other in (lambda x: 2 * x.numpy(), lambda x: [2.0, 2.0], lambda x: 2 * x.double(), lambda x: iter(2 * x)):
         handed = check(other)
-        assert handed.__wrapped__ is other and torch.equal(handed(torch.ones(2)), T([2.0, 2.0]))
+        assert handed.__wrapped__ is other and torch.equal(handed(x=torch.ones(2)), T([2.0, 2.0]))
 
 
 # ---- bounds ------------------------------------------------------------------------------------------------------

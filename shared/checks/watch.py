@@ -53,7 +53,9 @@ class Answer:
         try:
             with output as seen, bounded(min(self.seconds, self.left)) as spent, interrupts() as interrupted:
                 result = self.function(*args, **kwargs)
-                self.other_types |= bool(self.tensors) and not _tensors_like(result, self.tensors, args)
+                self.other_types |= bool(self.tensors) and not _tensors_like(
+                    result, self.tensors, (*args, *kwargs.values())
+                )
                 result = list(result) if isinstance(result, Iterator) else result
         except TimeUp as late:
             raise Wrong(f"the function did not end: {late}. Does a loop, or a wait, never come to its end?") from None
@@ -94,7 +96,10 @@ def as_tensors(function: Callable, number: int) -> Callable:
     def converted(*args, **kwargs):
         result = function(*args, **kwargs)
         result = list(result) if isinstance(result, Iterator) else result
-        parts = [as_tensor(part).to(_first_floating(args)) for part in ([result] if number == 1 else result)]
+        parts = [
+            as_tensor(part).to(_first_floating((*args, *kwargs.values())))
+            for part in ([result] if number == 1 else result)
+        ]
         return parts[0] if number == 1 else tuple(parts)
 
     return converted
