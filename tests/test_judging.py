@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
-from shared import files, notebooks
+from shared import checks, files, notebooks
 from shared.checks import Wrong, agree, case, expect, instead, lab_2_4_1, watch
 from shared.checks.compare import difference
 from shared.notebooks import notice, progress
@@ -48,6 +48,7 @@ SAME = [
     (T([[1.0], [2.0]]), (T([1.0]), T([2.0]))),
     ([1, 2], (1, 2)),
     (iter([1, 2]), (1, 2)),
+    ([0.1, 0.2], T([0.1, 0.2], dtype=torch.float64)),
     (np.array([0.5, 1.5]), (0.5, 1.5)),
     (pd.Series([0.5, 1.5], index=[5, 6]), T([0.5, 1.5])),
     (BatchEncoding({"input_ids": [1, 2]}), {"input_ids": [1, 2]}),
@@ -143,8 +144,6 @@ def table(answer, random):
 @pytest.fixture
 def check(monkeypatch):
     """A check of an exercise that only these tests have."""
-    from shared import checks
-
     known = SimpleNamespace(table=own)
     monkeypatch.setattr(notebooks, "solution", lambda lab: known)
     monkeypatch.setattr(progress, "_here", {})
@@ -192,6 +191,21 @@ def test_a_stub_is_open_and_what_torch_has_not_implemented_is_not(check):
 
     assert "not attempted yet" in of(check, stub)
     assert notice.FAILED in of(check, no_kernel)
+
+
+def test_a_right_array_is_handed_on_as_a_tensor(monkeypatch):
+    monkeypatch.setattr(notebooks, "solution", lambda lab: SimpleNamespace(table=lambda x: 2 * x))
+    monkeypatch.setattr(progress, "_here", {})
+
+    def doubled(answer, random):
+        agree(answer, [case("twos", torch.ones(2))])
+        return "twice."
+
+    doubled.__name__ = "table"
+    check = checks.exercise("2.4.1", "ex-kv-cache-bytes", tensors=1)(doubled)
+    for other in (lambda x: 2 * x.numpy(), lambda x: [2.0, 2.0], lambda x: 2 * x.double(), lambda x: iter(2 * x)):
+        handed = check(other)
+        assert handed.__wrapped__ is other and torch.equal(handed(x=torch.ones(2)), T([2.0, 2.0]))
 
 
 # ---- bounds ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def sequential_scan(
     decay, inputs: (T, ...), time first; every other dimension runs by itself.
     initial_state: (...), the state before the first step; zero without it.
 
-    Returns: (T, ...), the state after each step.
+    Returns: (T, ...), the state after each step, computed in the inputs' dtype.
     """
     h = torch.zeros_like(inputs[0]) if initial_state is None else initial_state
     states = torch.empty_like(inputs)
@@ -32,7 +32,8 @@ def discretise(delta: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
 
     delta: (T, D), positive. A: (D, N), negative. B: (T, N).
 
-    Returns: A_bar (T, D, N) by zero-order hold, B_bar (T, D, N) by the Euler rule.
+    Returns: A_bar (T, D, N) by zero-order hold, B_bar (T, D, N) by the Euler rule, both
+        computed in delta's dtype.
     """
     step = delta.unsqueeze(2)
     return torch.exp(step * A), step * B.unsqueeze(1)
@@ -61,7 +62,8 @@ def chunked_scan(
     decay, inputs: (T, ...), any T, also one that `chunk` does not divide.
     initial_state: (...), the state before the first step; zero without it.
 
-    Returns: (T, ...), the state after each step.
+    Returns: (T, ...), the state after each step, computed in the inputs' dtype. No loop
+        over all T steps, and nothing of size T times T.
     """
     T, rest = len(inputs), -len(inputs) % chunk
     # Steps that change nothing fill the last chunk: decay 1, input 0.
@@ -95,7 +97,8 @@ def fused_scan(
     u, delta: (T, D). A: (D, N). B, C: (T, N). D: (D,), the skip from input to output.
     initial_state: (D, N), the state before the first step; zero without it.
 
-    Returns: y (T, D), and the state (D, N) after the last step.
+    Returns: y (T, D), and the state (D, N) after the last step, computed in u's dtype.
+        Nothing of size T times D times N.
     """
     h = torch.zeros_like(A) if initial_state is None else initial_state
     y, write = torch.empty_like(u), delta * u
@@ -135,6 +138,7 @@ def ssd_scan(
         not divide. initial_state: (N, P), before the first step; zero without it.
 
     Returns: y (T, P), what each step reads after it has written, and the last state (N, P).
+        No loop over all T steps, and nothing of size T times T.
     """
     S = k.new_zeros(k.shape[1], v.shape[1]) if initial_state is None else initial_state
     y = []

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from shared import notebooks
 from shared.checks.compare import CLOSE, Wrong, as_tensor, difference, expect, shown, unpacked
-from shared.checks.watch import Answer, copied, line_of, raised_by_itself
+from shared.checks.watch import Answer, as_tensors, copied, line_of, raised_by_itself
 from shared.notebooks import progress
 from shared.notebooks.notice import FAILED, OPEN, PASSED, marked
 
@@ -151,17 +151,19 @@ class Verdict(NamedTuple):
     mark: str  # of shared.notebooks.notice
     text: str
     printed: str  # what the answer itself printed
+    other_types: bool = False  # it gave something else than tensors of its arguments' dtype
 
 
-def exercise(lab: str, cell_id: str, seconds: float = 0.7, changes: tuple[str, ...] = ()) -> Callable:
+def exercise(lab: str, cell_id: str, seconds: float = 0.7, changes: tuple[str, ...] = (), tensors: int = 0) -> Callable:
     """Make a check out of a function that takes an answer and returns the green line or raises `Wrong`.
 
     That function is called with the answer, as `watch.Answer` watches it (`answer.own` is the course's), and with a
     random.Random.
 
     lab: a number such as "2.4.1". cell_id: of the exercise's cell. seconds: that one call of the answer may take.
-    changes: arguments that the answer is meant to change. The answer has the name of the check, so the course's own
-    version is found in `labs/solutions` under that name.
+    changes: arguments that the answer is meant to change. tensors: how many the answer gives; where a right one gives
+    arrays, lists or another dtype, the lab goes on with `as_tensors` of it, so that no later cell stops at them. The
+    answer has the name of the check, so the course's own version is found in `labs/solutions` under that name.
 
     The check has `judge(function, seed)`, which prints and keeps nothing and returns a `Verdict`.
     """
@@ -175,7 +177,7 @@ def exercise(lab: str, cell_id: str, seconds: float = 0.7, changes: tuple[str, .
                 return Verdict(OPEN, NOT_RUN, "")
             answer = None
             try:
-                answer = Answer(function, own, seconds, changes)
+                answer = Answer(function, own, seconds, changes, tensors)
                 mark, text = PASSED, table(answer, random.Random(seed))
             except Wrong as wrong:
                 mark, text = FAILED, f"{wrong}{GOES_ON}"
@@ -189,7 +191,7 @@ def exercise(lab: str, cell_id: str, seconds: float = 0.7, changes: tuple[str, .
                     line = line_of(error, function)
                     where = f" (line {line} of the cell)" if line else ""
                     mark, text = FAILED, f"your code raised {type(error).__name__}: {error}{where}.{GOES_ON}"
-            return Verdict(mark, text, answer.printed if answer else "")
+            return Verdict(mark, text, *((answer.printed, answer.other_types) if answer else ("",)))
 
         @functools.wraps(table)
         def check(answer: Callable) -> Callable:
@@ -199,7 +201,9 @@ def exercise(lab: str, cell_id: str, seconds: float = 0.7, changes: tuple[str, .
             print(f"{marked(verdict.mark, cell_id, verdict.text)}\n  {progress.said(lab)}.")
             if verdict.printed:
                 print(f"  Your code printed:\n{_quoted(verdict.printed)}")
-            return answer if verdict.mark == PASSED else getattr(notebooks.solution(lab), name)
+            if verdict.mark != PASSED:
+                return getattr(notebooks.solution(lab), name)
+            return as_tensors(answer, tensors) if verdict.other_types else answer
 
         check.cell_id, check.judge, check.lab = cell_id, judge, lab
         return check

@@ -135,7 +135,11 @@ def as_tensor(value: object):
     try:
         if isinstance(value, (list, tuple)) and value and all(isinstance(v, torch.Tensor) for v in value):
             return torch.stack(list(value))
-        return None if isinstance(value, (str, bytes, Mapping)) or value is None else torch.as_tensor(value)
+        if isinstance(value, (str, bytes, Mapping)) or value is None:
+            return None
+        tensor = torch.as_tensor(value)
+        exact = isinstance(value, (list, tuple)) and tensor.is_floating_point()  # Python's floats are float64
+        return torch.as_tensor(value, dtype=torch.float64) if exact else tensor
     except (TypeError, ValueError, RuntimeError):
         return None
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from shared.checks.compare import Wrong
+from shared.checks.compare import Wrong, as_tensor
 
 TICK = 0.05  # seconds between two looks at a call's time
 TOGETHER = 4  # times the seconds of one call
@@ -28,12 +28,16 @@ class Answer:
 
     seconds: of the processor, and of waiting, that one call may take; all calls together may take `TOGETHER` times as
     long. changes: names of arguments that it may change.
+    tensors: how many it gives; `other_types` tells whether some were none, or had another dtype than the arguments.
     """
 
-    def __init__(self, function: Callable, own: Callable, seconds: float, changes: tuple[str, ...] = ()):
+    def __init__(
+        self, function: Callable, own: Callable, seconds: float, changes: tuple[str, ...] = (), tensors: int = 0
+    ):
         if not callable(function):
             raise Wrong(f"expected a function, got {function!r}.")
         self.function, self.own, self.seconds, self.changes = function, own, seconds, changes
+        self.tensors, self.other_types = tensors, False
         self.left = TOGETHER * seconds
         self.printed = ""
         self.raised: BaseException | None = None
@@ -49,6 +53,9 @@ class Answer:
         try:
             with output as seen, bounded(min(self.seconds, self.left)) as spent, interrupts() as interrupted:
                 result = self.function(*args, **kwargs)
+                self.other_types |= bool(self.tensors) and not _tensors_like(
+                    result, self.tensors, (*args, *kwargs.values())
+                )
                 result = list(result) if isinstance(result, Iterator) else result
         except TimeUp as late:
             raise Wrong(f"the function did not end: {late}. Does a loop, or a wait, never come to its end?") from None
@@ -80,6 +87,37 @@ class Answer:
             return dict(inspect.signature(self.own).bind(*args, **kwargs).arguments)
         except TypeError:
             return {str(number): value for number, value in enumerate(args)} | kwargs
+
+
+def as_tensors(function: Callable, number: int) -> Callable:
+    """A function that gives what another one gives as that number of tensors, like its first floating argument."""
+
+    @functools.wraps(function)
+    def converted(*args, **kwargs):
+        result = function(*args, **kwargs)
+        result = list(result) if isinstance(result, Iterator) else result
+        parts = [
+            as_tensor(part).to(_first_floating((*args, *kwargs.values())))
+            for part in ([result] if number == 1 else result)
+        ]
+        return parts[0] if number == 1 else tuple(parts)
+
+    return converted
+
+
+def _first_floating(args: tuple):
+    import torch
+
+    return next(a for a in args if isinstance(a, torch.Tensor) and a.is_floating_point())
+
+
+def _tensors_like(result: object, number: int, args: tuple) -> bool:
+    import torch
+
+    parts = [result] if number == 1 or isinstance(result, torch.Tensor) else result
+    return isinstance(parts, (list, tuple)) and all(
+        isinstance(part, torch.Tensor) and part.dtype == _first_floating(args).dtype for part in parts
+    )
 
 
 # ---- time --------------------------------------------------------------------------------------------------------
