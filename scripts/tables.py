@@ -106,7 +106,7 @@ def _mixed_up() -> str:
     """The sentences on models of today whose kinds of layers are mixed up in public."""
     qwen, nemotron = published_config("qwen3.5-35b-a3b"), published_config("nemotron-3-nano-30b-a3b")
     linear, layers = qwen.layer_types.count("linear_attention"), len(qwen.layer_types)
-    attention, mamba = (nemotron.layers_block_type.count(kind) for kind in ("attention", "mamba"))
+    attention, mamba = (nemotron.layers_block_type.count(kind) for kind in ("full_attention", "linear_attention"))
     oss = models.size("gpt-oss-120b")
     (window, each), whole = oss.windows[0], oss.kv_bytes_per_token + sum(each for _, each in oss.windows)
     return (
