@@ -93,11 +93,13 @@ def parameter_lines(found: dict[str, Part]) -> list[str]:
 def cache_lines(size) -> list[str]:
     """What the cache holds, and its bytes over the context."""
     lines = ["Cache of one sequence, in 16 bits"]
-    keys = size.kv_bytes_per_token - size.latent_bytes_per_token
-    if keys:
-        lines.append(f"  {keys:,} bytes a token of keys and values")
-    if size.latent_bytes_per_token:
-        lines.append(f"  {size.latent_bytes_per_token:,} bytes a token of latent vectors (MLA)")
+    latent, index = size.latent_bytes_per_token, size.index_bytes_per_token
+    growing = {
+        "keys and values": size.kv_bytes_per_token - latent - index,
+        "latent vectors (MLA)": latent,
+        "an indexer's keys (sparse attention)": index,
+    }
+    lines += [f"  {number:,} bytes a token of {kind}" for kind, number in growing.items() if number]
     for kept, per_token in size.windows:
         lines.append(f"  {per_token:,} bytes for each of the last {kept:,} tokens (sliding window)")
     if size.state_bytes:

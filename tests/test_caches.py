@@ -184,6 +184,31 @@ def test_of_a_model_with_images_the_text_model_is_counted(tmp_path):
     assert sizes.of_config(sizes.read_config(file)).kv_bytes_per_token == 2 * 2 * 64 * 2
 
 
+def test_a_kernel_that_a_config_names_is_not_fetched_and_a_format_of_weights_not_asked_for(tmp_path):
+    """transformers takes attention from a repository on the hub where a config says so, and that is code."""
+    named = {
+        "attn_implementation": "evil/kernel",
+        "_attn_implementation": "evil/kernel",
+        "auto_map": {"AutoConfig": "x"},
+    }
+    named |= {"experts_implementation": "evil/kernel", "quantization_config": {"quant_method": "fp8"}}
+    file = tmp_path / "config.json"
+    for fields in (LLAMA | named, {"model_type": "llava", **named, "text_config": LLAMA | named}):
+        file.write_text(json.dumps(fields))
+        assert sizes.of_config(sizes.read_config(file)).kv_bytes_per_token == 2 * 2 * 64 * 2
+
+
+def test_the_kinds_of_a_sparse_cache_add_up(page, tmp_path):
+    """DeepSeek sparse attention keeps latents, and beside them the keys by which it chooses."""
+    config = shrunk("glm_moe_dsa")
+    size = sizes.of_config(config)
+    assert size.latent_bytes_per_token == 4 * (16 + 8) * 2
+    assert size.kv_bytes_per_token == size.latent_bytes_per_token + size.index_bytes_per_token
+    config.save_pretrained(tmp_path)
+    out = page(f"--config={tmp_path}")[1]
+    assert "of keys and values" not in out and f"{size.index_bytes_per_token:,} bytes a token of an indexer's" in out
+
+
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
 
 
@@ -200,7 +225,8 @@ LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "nu
         (json.dumps({"model_type": "t5"}), "is of type 't5', which is no causal language model"),
         (json.dumps(LLAMA | {"hidden_size": "wide"}), "describes no model of type 'llama'"),
         (json.dumps(LLAMA | {"hidden_size": -64}), "cannot be built from this config"),
-        (json.dumps(LLAMA | {"num_hidden_layers": 10**9}), "asks for 1000000000 layers, and 1,000 are the most"),
+        (json.dumps(LLAMA | {"num_hidden_layers": 10**9}), "asks for 1000000000 layers, and from 1 to 1,000 are"),
+        (json.dumps(LLAMA | {"num_hidden_layers": -2}), "asks for -2 layers"),
         (json.dumps(LLAMA | {"num_attention_heads": 0}), ""),
         (json.dumps(LLAMA | {"vocab_size": 10**30}), ""),
     ],

@@ -78,6 +78,27 @@ def test_with_kernels_installed_the_cpu_gives_the_same_results_by_the_same_path(
     assert "('tiny/mamba', 'path'): 'reference'" in without and "the course's scan\"): 'course'" in without
 
 
+# Families beside the course's own that take functions of the packages: their sizes, and a model of one on the CPU.
+OTHERS = """
+import torch
+from transformers import Mamba2Config
+from shared import models
+
+for name in ("mamba2-2.7b", "nemotron-3-nano-30b-a3b", "granite-4.0-h-tiny", "qwen3.5-0.8b", "lfm2-8b-a1b"):
+    print(name, models.size(name))
+small = Mamba2Config(vocab_size=16, hidden_size=32, num_hidden_layers=2, num_heads=4, head_dim=16, n_groups=1)
+model = models.from_config(small, torch.float32, torch.device("cpu"))
+with torch.no_grad():
+    print(model(torch.arange(12)[None]).logits.double().sum().item())
+"""
+
+
+def test_with_kernels_installed_the_other_families_have_the_same_sizes_and_run_on_the_cpu(tmp_path):
+    without, with_kernels = python(OTHERS), python(OTHERS, stub_kernels(tmp_path))
+    assert with_kernels.returncode == 0, with_kernels.stderr
+    assert with_kernels.stdout == without.stdout and with_kernels.stdout.count("ModelSize") == 5
+
+
 def test_without_the_remedy_the_stub_crashes_as_the_real_kernels_do(tmp_path):
     """Otherwise the test above would show nothing."""
     done = python(

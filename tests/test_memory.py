@@ -593,6 +593,31 @@ def test_cache_bytes_counts_each_kind_and_each_tensor_once():
     assert counted.total == 160 + 64 + 512
 
 
+def test_cache_bytes_tells_windows_latents_and_indexers_apart_and_misses_nothing():
+    def tensor(*shape):
+        return torch.zeros(1, *shape, dtype=torch.bfloat16)
+
+    window = SimpleNamespace(keys=tensor(2, 3, 4), values=tensor(2, 3, 4), is_sliding=True)
+    window.length = torch.tensor(3)  # a number that is no state
+    latent = SimpleNamespace(keys=tensor(1, 5, 16), values=tensor(1, 5, 8))
+    multi_query = SimpleNamespace(keys=tensor(1, 5, 8), values=tensor(1, 5, 8))
+    sparse = SimpleNamespace(keys=tensor(2, 5, 4), values=tensor(2, 5, 4), indexer_keys=tensor(5, 6))
+    compressed = SimpleNamespace(compressed_kv={"compressor": tensor(2, 7), "indexer": None})
+    layers = [window, latent, multi_query, sparse, compressed]
+    kinds = memory.CacheBytes(window=96, latent=5 * 24 * 2, kv=160 + 160, index=60 + 28)
+    assert memory.cache_bytes(SimpleNamespace(layers=layers)) == kinds
+    assert kinds.total == 96 + 240 + 320 + 88
+
+    # A decoder that can look at an encoder has two caches; MiniMax keeps states beside the layers.
+    two = SimpleNamespace(
+        self_attention_cache=SimpleNamespace(layers=[multi_query]), cross_attention_cache=SimpleNamespace(layers=[])
+    )
+    assert memory.cache_bytes(two).kv == 160
+    empty = SimpleNamespace(keys=None, values=None)
+    minimax = SimpleNamespace(layers=[multi_query, empty], linear_cache=[[], tensor(4, 4, 4)])
+    assert memory.cache_bytes(minimax) == memory.CacheBytes(kv=160, recurrent=128)
+
+
 def test_cache_bytes_of_a_new_cache_is_zero_and_of_a_static_one_is_all_it_reserves():
     from transformers import DynamicCache, GPTNeoXConfig, StaticCache
 

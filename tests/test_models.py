@@ -113,6 +113,16 @@ def test_sizes_of_models_of_2026_equal_the_published_ones_to_the_last_byte(name)
     assert size.cache_bytes(1_000_000) == 1_000_000 * kv + state + held
 
 
+def test_a_model_of_which_the_course_has_the_config_alone_comes_with_random_weights_or_not_at_all():
+    with pytest.raises(models.BadInput) as error:
+        models.load("qwen3.5-0.8b", device="cpu")
+    assert "the config of qwen3.5-0.8b alone" in sentence(error)
+    assert models.fits("qwen3.5-0.8b", context=1000).needed_bytes == (
+        2 * PUBLISHED_2026["qwen3.5-0.8b"][0] + 1000 * 12_288 + 19_759_104
+    )
+    assert checkpoints.cached("qwen3.5-0.8b") is None
+
+
 def test_every_published_config_has_a_repository_and_the_other_way_round():
     assert {file.stem for file in (files.DATA / "models").glob("*.json")} == {*models.MODELS, *CONFIGS}
     assert all(config.source and config.repo.count("/") == 1 for config in CONFIGS.values())

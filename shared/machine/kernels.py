@@ -87,22 +87,34 @@ def chosen(function: Callable, gpu: bool = True) -> Callable:
 
 def is_kernel(function: Callable) -> bool:
     """Whether this is code of the packages."""
-    return function.__module__.split(".")[0] in PACKAGES
+    return (getattr(function, "__module__", None) or "").split(".")[0] in PACKAGES
 
 
-def by_device() -> None:
+def by_device(model=None) -> None:
     """Let transformers' Mamba, FalconMamba and Jamba run the kernels on a GPU and their own reference on a CPU.
 
     Nothing changes where no kernels are. MAMBA_KERNELS=off leaves the reference on a GPU too: a kernel is compared with
     the reference in two processes, one with it.
+
+    Args:
+        model: of another family that takes functions of the packages, such as Mamba-2; it is given the same choice.
     """
     if not present():
         return
     for family in FAMILIES:
         module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
         for name in FUNCTIONS:
-            function = getattr(module, name)
-            if is_kernel(chosen(function, gpu=False)):  # else there is no kernel in it, or it is chosen already
-                reference = inspect.unwrap(function)
-                off = os.environ.get("MAMBA_KERNELS") == "off"
-                setattr(module, name, reference if off else choose(function, reference))
+            _by_device(module, name)
+    if model is not None:
+        module = importlib.import_module(type(model).__module__)
+        for name in [name for name, value in vars(module).items() if inspect.isfunction(value)]:
+            _by_device(module, name)
+
+
+def _by_device(module, name: str) -> None:
+    """Put the choice by device in the place of a function of a modelling file, where a kernel is in it."""
+    function = getattr(module, name)
+    if is_kernel(chosen(function, gpu=False)):  # else there is no kernel in it, or it is chosen already
+        reference = inspect.unwrap(function)
+        off = os.environ.get("MAMBA_KERNELS") == "off"
+        setattr(module, name, reference if off else choose(function, reference))

@@ -60,7 +60,7 @@ def counted(model) -> list[LayerCache]:
 
     Raises: CourseError where the model cannot run there, or keeps no cache.
     """
-    kernels.by_device()
+    kernels.by_device(model)
     # That kernels are absent stands in `running.path`; transformers would say it on stderr.
     logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
     if model._can_set_experts_implementation():

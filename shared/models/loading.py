@@ -151,6 +151,7 @@ def _registered(model):
     """The model in evaluation mode, known to `unload`."""
     # That Mamba's kernels are absent stands in `path`, which a lab prints; transformers would repeat it on stderr.
     logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
+    kernels.by_device(model)
     _loaded.add(model)
     return model.eval()
 

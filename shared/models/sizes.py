@@ -33,9 +33,9 @@ class ModelSize:
     router leaves out. kv_bytes_per_token: what each token adds to the cache, however long it is: keys and values, or
     what MLA and sparse attention keep in their place. state_bytes: recurrent and convolution states, whatever the
     context. windows: (tokens, bytes per token) of the layers that keep the last tokens alone, once for each length.
-    recurrent_bytes: the part of `state_bytes` that is no convolution. latent_bytes_per_token: the part of
-    `kv_bytes_per_token` that is MLA's. largest_bytes: the largest parameter in `dtype`, such as the fused experts of a
-    layer.
+    recurrent_bytes: the part of `state_bytes` that is no convolution. latent_bytes_per_token, index_bytes_per_token:
+    the parts of `kv_bytes_per_token` that are MLA's and an indexer's. largest_bytes: the largest parameter in `dtype`,
+    such as the fused experts of a layer.
     """
 
     total: int
@@ -46,6 +46,7 @@ class ModelSize:
     windows: tuple[tuple[int, int], ...] = ()
     recurrent_bytes: int = field(default=0, compare=False)
     latent_bytes_per_token: int = field(default=0, compare=False)
+    index_bytes_per_token: int = field(default=0, compare=False)
     largest_bytes: int = field(default=0, compare=False)
 
     def cache_bytes(self, tokens: int) -> int:
@@ -116,6 +117,7 @@ def of_config(config, dtype: torch.dtype = torch.bfloat16, bits: int = 16, name:
         windows=tuple((kept, sum(layer.per_token for layer in layers if layer.kept == kept)) for kept in lengths),
         recurrent_bytes=sum(layer.recurrent for layer in layers),
         latent_bytes_per_token=sum(layer.per_token for layer in growing if layer.latent),
+        index_bytes_per_token=sum(layer.index for layer in layers),
         largest_bytes=max(shape.numel() for shape in shaped.values()) * dtype.itemsize,
     )
 
@@ -146,18 +148,25 @@ def read_config(file: Path):
     if kind not in CONFIG_MAPPING:
         code = ", and names code of its own (auto_map), which is never run" if "auto_map" in fields else ""
         raise BadInput(f"{file} is of type {kind!r}, which transformers {__version__} does not know{code}.")
-    fields = {key: value for key, value in fields.items() if key not in ("auto_map", "quantization_config")}
     try:
-        config = AutoConfig.for_model(**fields)
+        config = AutoConfig.for_model(**_shape_alone(fields))
         text = config if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else config.get_text_config(decoder=True)
-        layers = getattr(text.get_text_config(decoder=True), "num_hidden_layers", 0)
+        layers = getattr(text.get_text_config(decoder=True), "num_hidden_layers", 1)
     except Exception as error:  # each config class validates its fields in its own way
         raise BadInput(f"{file} describes no model of type {kind!r} ({first_sentence(error)}).") from error
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise BadInput(f"{file} is of type {kind!r}, which is no causal language model: its cache has no size here.")
-    if not isinstance(layers, int) or layers > DEEPEST:
-        raise BadInput(f"{file} asks for {layers} layers, and {DEEPEST:,} are the most that are built here.")
+    if not isinstance(layers, int) or not 1 <= layers <= DEEPEST:
+        raise BadInput(f"{file} asks for {layers} layers, and from 1 to {DEEPEST:,} are built here.")
     return text
+
+
+def _shape_alone(fields):
+    """The fields of a config, and of those inside it, without what names code: classes, kernels on the hub, formats."""
+    if not isinstance(fields, dict):
+        return fields
+    kept = {key: value for key, value in fields.items() if key not in ("auto_map", "quantization_config")}
+    return {key: _shape_alone(value) for key, value in kept.items() if not key.endswith("_implementation")}
 
 
 DEEPEST = 1000  # layers; building them takes time even where they take no memory
