@@ -1,5 +1,9 @@
 """The course's own errors. Each message is one sentence: what happened, with numbers, and what to do next."""
 
+import functools
+from collections.abc import Callable
+from contextlib import contextmanager
+
 
 class CourseError(Exception):
     """An error that one sentence explains: a notebook shows that sentence and no stack of frames."""
@@ -31,3 +35,38 @@ class DamagedCheckpoint(CourseError):
 
 class ContextTooLong(CourseError):
     """More tokens than the model has positions for."""
+
+
+def one_block(generator: Callable) -> Callable:
+    """`contextlib.contextmanager` for what students call: what the call gives says so where it is entered again.
+
+    contextlib raises an AttributeError there, about its own fields.
+    """
+    managed = contextmanager(generator)
+
+    @functools.wraps(generator)
+    def begin(*args, **kwargs) -> _Block:
+        return _Block(managed(*args, **kwargs), generator.__name__)
+
+    return begin
+
+
+class _Block:
+    """The object before and after the `as` of a with: it is entered once."""
+
+    def __init__(self, inner, name: str):
+        self._inner, self._name, self._entered = inner, name, False
+
+    def __enter__(self):
+        if self._entered:
+            raise CourseError(
+                f"One {self._name}(...) is for one block, and this one was entered before: call {self._name} again for "
+                "the next."
+            )
+        self._entered = True
+        return self._inner.__enter__()
+
+    def __exit__(self, *error):
+        if not self._entered:
+            raise CourseError(f"{self._name}(...) was ended before its with began: write `with {self._name}(...):`.")
+        return self._inner.__exit__(*error)

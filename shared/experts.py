@@ -23,13 +23,13 @@ import torch
 from torch import nn
 
 from shared import data
-from shared.errors import BadInput, CourseError
+from shared.errors import BadInput, CourseError, one_block
 
 COLUMNS = ("sequence", "position", "token", "layer", "rank", "expert", "weight")
 NOTHING = "Nothing was traced: call the model that capture was given, itself, inside the with."
 
 
-@contextmanager
+@one_block
 def capture(model: nn.Module, counts_only: bool = False) -> Iterator["Trace"]:
     """Trace every forward of `model` inside the with; the hooks are gone after it, whatever ends it.
 
@@ -41,8 +41,6 @@ def capture(model: nn.Module, counts_only: bool = False) -> Iterator["Trace"]:
 
     Raises: BadInput for a dense model, and for one whose blocks do not call `experts(hidden, indices, weights)`.
     """
-    from transformers import Cache
-
     watched = experts_modules(model)
     trace = Trace(_inner(model), {layer: _experts(module) for layer, module in watched.items()}, counts_only)
     whole = {model, _inner(model)}
@@ -54,9 +52,36 @@ def capture(model: nn.Module, counts_only: bool = False) -> Iterator["Trace"]:
         # It is not called when the forward raises: a half-finished call stays out of the trace.
         for part in whole:
             hooks.callback(part.register_forward_hook(_Hook(trace._end)).remove)
-        hooks.callback(setattr, Cache, "crop", Cache.crop)
-        Cache.crop = trace._crop(Cache.crop)
+        hooks.enter_context(_crops_seen_by(trace))
         yield trace
+
+
+_live: list["Trace"] = []  # of the captures that are open now, which need not end in the order of their begin
+_own: list[Callable] = []  # transformers' own Cache.crop, while one is open
+
+
+@contextmanager
+def _crops_seen_by(trace: "Trace") -> Iterator[None]:
+    """Inside the with, `trace` hears of each crop of a cache. transformers' own `Cache.crop` is back after the last."""
+    from transformers import Cache
+
+    if not _live:
+        _own.append(Cache.crop)
+        Cache.crop = _crop
+    _live.append(trace)
+    try:
+        yield
+    finally:
+        _live.remove(trace)
+        if not _live:
+            Cache.crop = _own.pop()
+
+
+def _crop(cache, *args, **kwargs) -> None:
+    before = int(cache.get_seq_length())
+    _own[0](cache, *args, **kwargs)
+    for trace in list(_live):
+        trace._cropped(cache, before)
 
 
 def experts_modules(model: nn.Module) -> dict[int, nn.Module]:
@@ -208,15 +233,11 @@ class Trace:
         start = mask[:, :seen].sum(1) if masked else tokens.new_full(tokens.shape[:1], seen)
         self._call = _Call(run, start, seen, cache, tokens.clone(), _real(mask, tokens, seen))
 
-    def _crop(self, crop):
-        def cropped(cache, *args, **kwargs):
-            before = int(cache.get_seq_length())
-            crop(cache, *args, **kwargs)
-            if run := self._by_cache.get(cache):
-                end = run[-1].column + run[-1].tokens.shape[1]
-                self._cut(run, end - before + int(cache.get_seq_length()))
-
-        return cropped
+    def _cropped(self, cache, before: int) -> None:
+        """A cache of `before` columns holds fewer now."""
+        if run := self._by_cache.get(cache):
+            end = run[-1].column + run[-1].tokens.shape[1]
+            self._cut(run, end - before + int(cache.get_seq_length()))
 
     def _cut(self, run: list[_Call], seen: int) -> None:
         """Forget the tokens of a run beyond the `seen` columns that its cache still holds: drafts that were refused."""

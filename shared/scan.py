@@ -16,7 +16,7 @@ that a step is one piece of memory, and channels last, so that arithmetic runs a
 import importlib
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from contextvars import ContextVar
 from unittest.mock import patch
 
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from shared.errors import one_block
 from shared.machine import kernels
 
 CHUNK = 64  # steps; the kept states take N / CHUNK times the memory of u
@@ -236,7 +237,7 @@ def _resuming(implementation):
     return scan
 
 
-@contextmanager
+@one_block
 def in_transformers() -> Iterator[None]:
     """Give this scan to transformers' Mamba, FalconMamba and Jamba, whose own loop is slow, trains in O(T^2), and drops
     the state when a filled cache is continued by more than one token.

@@ -13,12 +13,13 @@ import pandas
 import pytest
 import torch
 from small_models import MIXTRAL, SMALL
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Cache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.mamba import modeling_mamba
 
 import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
-from shared import experts, models
+from shared import experts, models, scan
 from shared.errors import BadInput, CourseError
 from shared.files import DATA
 from shared.models.sizes import TINY
@@ -542,6 +543,52 @@ def test_captures_nest_and_repeat():
     assert hooks(model) == before
     assert inner.tokens.tolist() == PADDED[1:].tolist()
     assert outer.tokens.tolist() == torch.cat([PADDED, PADDED]).tolist()
+
+
+def test_a_capture_that_is_entered_again_is_one_sentence_and_leaves_nothing_hooked():
+    model = mixture()
+    before, crop = hooks(model), Cache.crop
+    capture = experts.capture(model)
+    with capture as trace:
+        model(PADDED[:1])
+        with (
+            pytest.raises(CourseError, match=r"^One capture\(\.\.\.\) is for one block.* again for the next\.$"),
+            capture,
+        ):
+            pass
+        model(PADDED[1:])
+    with pytest.raises(CourseError, match="for one block"), capture:
+        pass
+    assert hooks(model) == before and Cache.crop is crop
+    assert trace.tokens.tolist() == PADDED.tolist(), "the block went on as it was"
+    with pytest.raises(BadInput, match="dense"), (dense := experts.capture(torch.nn.Linear(2, 2))):
+        pass
+    with pytest.raises(CourseError, match="for one block"), dense:
+        pass
+    with pytest.raises(CourseError, match=r"before its with"):
+        experts.capture(model).__exit__(None, None, None)
+
+
+def test_captures_that_end_in_another_order_than_they_began_leave_nothing_hooked():
+    model = mixture()
+    before, crop = hooks(model), Cache.crop
+    first, second = experts.capture(model), experts.capture(model)
+    first.__enter__()
+    trace = second.__enter__()
+    first.__exit__(None, None, None)
+    cache = model(PADDED[1:], use_cache=True).past_key_values
+    cache.crop(-3)
+    second.__exit__(None, None, None)
+    assert hooks(model) == before and Cache.crop is crop
+    assert trace.tokens.tolist() == PADDED[1:, :5].tolist(), "what the crop took back is seen by who is still there"
+
+
+def test_a_block_that_patches_transformers_is_entered_once():
+    before = modeling_mamba.mamba_selective_scan
+    block = scan.in_transformers()
+    with block, pytest.raises(CourseError, match=r"^One in_transformers\(\.\.\.\) is for one block"), block:
+        pass
+    assert modeling_mamba.mamba_selective_scan is before
 
 
 def test_calls_of_different_lengths_are_padded_at_the_right():

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 from functools import partial
@@ -13,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, Trainer
+from test_hub import small_disk
+from transformers import AutoTokenizer, Trainer, TrainerCallback
 
 from shared import data, files, models, notebooks, scan
-from shared.errors import BadInput
+from shared.errors import BadInput, DiskFull
 from shared.kits import finetune
 
 sys.path.insert(0, str(files.ROOT / "data" / "reference"))
@@ -341,25 +344,28 @@ def test_a_training_that_goes_on_says_so(tmp_path, capsys):
     assert capsys.readouterr().out == "The same training was stopped: it goes on after step 8.\n"
 
 
+def train(folder, callbacks=()):
+    """Six steps on adapters with a checkpoint after every second: hash of the weights, curves, trainer."""
+    model, tokenizer = adapted()
+    settings = finetune.arguments(folder, 6, 16, 1e-2, save_steps=2, disable_tqdm=True)
+    collate = partial(ANSWERS.collate, pad_id=tokenizer.pad_token_id)
+    rows = rows_of(tokenizer)
+    trainer = Trainer(
+        model,
+        settings,
+        train_dataset=rows,
+        eval_dataset=rows[:20],
+        data_collator=collate,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(program.PrinterCallback)
+    with finetune.saving(folder):
+        trainer.train(resume_from_checkpoint=finetune.last_checkpoint(folder))
+    return models.fingerprint(finetune.trainable(model)), finetune.curves(trainer), trainer
+
+
 @pytest.mark.slow
 def test_a_stopped_training_goes_on_to_the_same_weights_and_the_same_log(tmp_path):
-    def train(folder, callbacks=()):
-        model, tokenizer = adapted()
-        settings = finetune.arguments(folder, 6, 16, 1e-2, save_steps=2, disable_tqdm=True)
-        collate = partial(ANSWERS.collate, pad_id=tokenizer.pad_token_id)
-        rows = rows_of(tokenizer)
-        trainer = Trainer(
-            model,
-            settings,
-            train_dataset=rows,
-            eval_dataset=rows[:20],
-            data_collator=collate,
-            callbacks=list(callbacks),
-        )
-        trainer.remove_callback(program.PrinterCallback)
-        trainer.train(resume_from_checkpoint=finetune.last_checkpoint(folder))
-        return models.fingerprint(finetune.trainable(model)), finetune.curves(trainer), trainer
-
     weights, curves, _ = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "stopped", [finetune.StopAfter(5)])
@@ -369,6 +375,62 @@ def test_a_stopped_training_goes_on_to_the_same_weights_and_the_same_log(tmp_pat
     assert [step for step, _ in more["train"]] == [1, 2, 3, 4, 5, 6]
     finetune.finish(trainer)
     assert not (tmp_path / "stopped").exists()
+
+
+class FullAfter(TrainerCallback):
+    """From a step on no file can grow beyond so many bytes, as on a disk that has filled up."""
+
+    def __init__(self, step: int, limit: int):
+        self.step, self.limit = step, limit
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, resource.RLIM_INFINITY))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "kept"), [(3, "goes on after step 2"), (1, "begins anew")])
+@pytest.mark.parametrize("limit", [0, 1000, 10_000])
+def test_a_disk_that_is_full_at_a_checkpoint_is_one_sentence_with_what_is_kept(step, kept, limit, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(DiskFull) as full:
+            train(tmp_path / "stopped", [FullAfter(step, limit)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = str(full.value)
+    assert f"checkpoint of this training could not be written to {tmp_path / 'stopped'}" in said
+    assert kept in said and said.count(". ") == 0
+    left = [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")]
+    assert left == (["checkpoint-2"] if step == 3 else []), "what was cut off is deleted"
+    assert train(tmp_path / "stopped")[0] == train(tmp_path / "whole")[0]
+
+
+@pytest.mark.slow
+def test_a_small_disk_is_one_sentence_too(tmp_path):
+    disk = tmp_path / "disk"
+    code = f"""
+import test_finetune
+from pathlib import Path
+from shared.errors import CourseError
+try:
+    test_finetune.train(Path({str(disk)!r}) / "training")
+except CourseError as problem:
+    print(type(problem).__name__, problem)
+"""
+    command = [*small_disk(disk, "100k"), sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    said = done.stdout.strip().splitlines()[-1]
+    assert re.fullmatch("DiskFull .* free: make room there, .* goes on after step 2, which is kept[.]", said), (
+        done.stdout + done.stderr
+    )
+
+
+def test_another_error_of_a_training_passes_as_it_is(tmp_path):
+    for problem in (OSError(2, "No such file"), RuntimeError("a shape"), KeyboardInterrupt()):
+        with pytest.raises(type(problem)) as came, finetune.saving(tmp_path):
+            raise problem
+        assert came.value is problem
 
 
 # ---- the shipped runs ----------------------------------------------------------------------------------------------

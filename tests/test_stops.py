@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -20,7 +21,7 @@ from shared import files, notebooks
 from shared.errors import BadInput
 from shared.kits import plans
 from shared.notebooks import __main__ as command
-from shared.notebooks import launch, notice
+from shared.notebooks import absent, launch, notice
 
 pytestmark = pytest.mark.slow
 
@@ -417,6 +418,84 @@ def test_settings_that_cannot_be_read_are_one_sentence_and_doctor_shows_the_othe
     with pytest.raises(BadInput, match=r"^The settings of lab 2\.4\.1 cannot be read .*git restore [^\n]*$"):
         plans.default_settings("2.4.1")
     assert all("cannot be read" in row["why"] for row in facts.rows("2.4.1", facts.gpu()))
+
+
+def split(source: str, place: str) -> list[str]:
+    """The lines of a source up to a line that begins so, and the rest."""
+    lines = source.splitlines(keepends=True)
+    at = next(number for number, line in enumerate(lines) if line.startswith(place))
+    return ["".join(lines[:at]).rstrip("\n"), "".join(lines[at:])]
+
+
+SPLIT = {  # where a hand splits the cell of an exercise, and what its program does with id and tags
+    "below the def line": ('    """Bytes', "the first has them"),
+    "below the def line, by JupyterLab": ('    """Bytes', "both have the tags, neither the id"),
+    "below the docstring": ("    raise", "the first has them"),
+    "below the docstring, by JupyterLab": ("    raise", "both have the tags, neither the id"),
+    "below the docstring, by a program without ids": ("    raise", "nobody has any"),
+    "amid the docstring": ("    config:", "the first has them"),
+    "above the def line": ("def ", "the first has them"),
+    "above the def line, by JupyterLab": ("def ", "both have the tags, neither the id"),
+}
+
+
+@pytest.mark.parametrize("where", SPLIT)
+def test_an_exercise_in_two_cells_is_one_sentence_wherever_it_is_read(where, labs, monkeypatch, capsys):
+    import facts
+
+    monkeypatch.setattr(files, "ROOT", labs.parent)
+    path = notebooks.path_of("2.4.1")
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    place, kept = SPLIT[where]
+    at = next(number for number, cell in enumerate(notebook["cells"]) if cell["id"] == "ex-kv-cache-bytes")
+    exercise = notebook["cells"][at]
+    first, second = (exercise | {"source": part} for part in split("".join(exercise["source"]), place))
+    second["id"] = "9c1d2e3f"
+    if kept != "both have the tags, neither the id":
+        second["metadata"] = {}
+    else:
+        first["id"] = "0a1b2c3d"
+    if kept == "nobody has any":
+        first["id"], first["metadata"] = "0a1b2c3d", {}
+    notebook["cells"][at : at + 1] = [first, second]
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    for arguments in (["run", "--lab=2.4.1"], ["solve", "--lab=2.4.1", f"--out={labs / 'out.ipynb'}"]):
+        assert command.main(arguments) == 1
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.count("\n") == 1
+        assert said.err.startswith(f"labs/{path.name}: exercise ex-kv-cache-bytes stands in several cells"), said.err
+        assert "Shift+M" in said.err and f"git restore labs/{path.name}" in said.err
+    rows = facts.rows("2.4.1", facts.gpu())
+    assert all(not row["runs"] and "stands in several cells" in row["why"] for row in rows)
+    # What the check's cell says where the name is not there: its first cell is no Python.
+    monkeypatch.setattr(absent, "_show", lambda said, **metadata: print(said))
+    error = NameError(name="kv_cache_bytes")
+    shell = SimpleNamespace(user_ns={})
+    try:
+        exec("raise error", names := {"error": error})
+    except NameError:
+        shell.user_ns = names
+        absent._Notebook(shell, "2.4.1").failed(shell, NameError, error, error.__traceback__.tb_next)
+    assert "`kv_cache_bytes` is not there yet. labs/" in capsys.readouterr().out
+
+
+OWN = {  # cells of a student's own beside an exercise, which are no part of it
+    "a try": "print(kv_cache_bytes)",
+    "indented, as pasted": "    x = 1\n    print(x)",
+    "a magic": "%timeit 1 + 1",
+    "not Python yet": "for layer in",
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_cell_of_a_student_s_own_is_no_part_of_an_exercise(kind, labs):
+    path = notebooks.path_of("2.4.1")
+    notebook = nbformat.read(path, as_version=4)
+    at = next(number for number, cell in enumerate(notebook.cells) if cell.id == "ex-kv-cache-bytes")
+    below = 2 if kind.startswith("indented") else 1  # right below the exercise it would be taken for its end
+    notebook.cells.insert(at + below, nbformat.v4.new_code_cell(OWN[kind]))
+    nbformat.write(notebook, path)
+    assert notebooks.solve("2.4.1").cells[at].source == notebooks.answers("2.4.1")["ex-kv-cache-bytes"]
 
 
 def test_a_deleted_exercise_and_a_deleted_end_name_the_cell_and_the_remedy(labs):

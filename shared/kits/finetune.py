@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from shared import data, files, models, results
-from shared.errors import BadInput, NotEnoughMemory
+from shared.errors import BadInput, DiskFull, NotEnoughMemory
 from shared.machine import guard, pool
 from shared.models import sizes
 from shared.units import human
@@ -327,6 +327,39 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
     saved = (path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin"))
     return all(map(zipfile.is_zipfile, saved))
+
+
+@contextmanager
+def saving(folder: Path):
+    """Inside the with, a checkpoint that a full disk cuts off is one sentence.
+
+    What it left is deleted, and the checkpoints before it stay.
+    Raises: DiskFull with the step after which the training will go on.
+    """
+    try:
+        yield
+    except Exception as problem:  # the system's, safetensors' and torch's, which share no base
+        if not _is_full(problem):
+            raise
+        for path in folder.glob("checkpoint-*"):
+            if not _is_whole(path):
+                shutil.rmtree(path, ignore_errors=True)
+        steps = [int(path.name[11:]) for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
+        later = f"goes on after step {max(steps)}, which is kept" if steps else "begins anew"
+        raise DiskFull(
+            f"A checkpoint of this training could not be written to {folder}, where {human(files.free(folder))} are "
+            f"free: make room there, then run this again, and the training {later}."
+        ) from problem
+
+
+def _is_full(problem: BaseException | None) -> bool:
+    """Whether a full disk is behind an error: torch's writer and safetensors say it in words of their own."""
+    while problem is not None:
+        words = [*map(os.strerror, files.FULL), "PytorchStreamWriter", "inline_container"]
+        if getattr(problem, "errno", None) in files.FULL or any(word in str(problem) for word in words):
+            return True
+        problem = problem.__cause__ or problem.__context__
+    return False
 
 
 def finish(trainer: Trainer) -> None:

@@ -4,14 +4,14 @@ Shapes: N documents, T tokens of the longest one, L layers with experts, E exper
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from shared import data, experts, models
-from shared.errors import BadInput, Missing
+from shared.errors import BadInput, Missing, one_block
 
 LONGEST = 256  # tokens: the window that the tiny models were trained with
 
@@ -98,7 +98,7 @@ def routers(model: nn.Module) -> dict[int, nn.Module]:
     return found
 
 
-@contextmanager
+@one_block
 def push(model: nn.Module, expert: int, by: float) -> Iterator[None]:
     """Inside the with, raise the logit of one expert by `by` in every layer and for every token.
 

@@ -102,9 +102,9 @@ class _Notebook:
             said = f"{run}: it needs `{error.name}`, and why that is missing stands below cell [{why}]."
             _show(said, needs=error.name)
         else:
-            first = self._skipped(error.name) if kind is NameError and _ends_in(frames, self.names) else []
-            if first:  # an error all the same: a run of several cells stops here
-                _show(f"{RED}`{error.name}` is not there yet. Run first: {', '.join(first)}.{PLAIN}", needs=error.name)
+            remedy = self._remedy(error.name) if kind is NameError and _ends_in(frames, self.names) else ""
+            if remedy:  # an error all the same: a run of several cells stops here
+                _show(f"{RED}`{error.name}` is not there yet. {remedy}{PLAIN}", needs=error.name)
             else:
                 shell.showtraceback((kind, error, frames), running_compiled_code=True)
             return
@@ -115,17 +115,20 @@ class _Notebook:
                 self.names.pop(name, None)
                 self.absent[name] = _Absent(self.cell.code, why, before)
 
-    def _skipped(self, name: str) -> list[str]:
+    def _remedy(self, name: str) -> str:
         """The sections to run first: the one that makes a name, those that make what else the section of the cell at
-        work reads, and those that make what these read in turn; as far as it is not there. [] if none makes the name.
+        work reads, and those that make what these read in turn; as far as it is not there. "" if none makes the name.
+
+        Where the file is damaged, what is wrong with it is why the name of an exercise is not there.
         """
         try:
             cells = cells_of(source.solve(self.lab)) if self.lab else []
-        except (BadInput, ValueError):  # the file is damaged or away: no help from there
-            return []
+        except ValueError as problem:
+            its_exercise = name in map(source.name_of, source.answers(self.lab))
+            return str(problem) if its_exercise and isinstance(problem, BadInput) else ""
         makers = {made: cell.section for cell in reversed(cells) for made in cell.binds}
         if name not in makers:
-            return []
+            return ""
 
         def absent(section: str | None) -> set[str]:
             return {read for cell in cells if cell.section == section for read in cell.reads} - set(self.names)
@@ -137,7 +140,8 @@ class _Notebook:
             if section is not None and section not in needed:
                 needed.add(section)
                 names |= absent(section)
-        return [section for section in dict.fromkeys(cell.section for cell in cells) if section in needed]
+        first = [section for section in dict.fromkeys(cell.section for cell in cells) if section in needed]
+        return f"Run first: {', '.join(first)}."
 
     def went_on(self, result) -> None:
         """Take the error back that `failed` has shown: a notebook stops at a cell that has one."""

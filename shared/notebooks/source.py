@@ -73,11 +73,13 @@ def solution(lab: str) -> ModuleType:
 def read(lab: str):
     """The student notebook of a lab as a NotebookNode, with the ids and tags by which the course finds its cells.
 
-    Raises BadInput, which names the file and a remedy, where the file is not a notebook.
+    Raises BadInput, which names the file and a remedy, where the file is not a notebook, and where a hand has split the
+    cell of an exercise.
     """
     path = path_of(lab)
     notebook = _load(path)
     _identify(notebook, lab)
+    _check_joined(notebook, lab)
     return notebook
 
 
@@ -126,16 +128,21 @@ def _identify(notebook, lab: str) -> None:
         _complete(cell)
     marks = {"parameters": ("parameters", r"SCALE *="), "settings": (None, r"SETTINGS *=")}
     for exercise in answers(lab) if solutions_path(lab).exists() else ():
-        name = _name(exercise)
+        name = name_of(exercise)
         marks[exercise] = ("exercise", rf"(?:def|class) {name}\b")
         marks[exercise.replace("ex-", "check-", 1)] = ("check", rf"{name} *= *check\.{name}\(")
     fits = {cell_id: re.compile(f"^{pattern}", re.MULTILINE).search for cell_id, (_, pattern) in marks.items()}
     for cell_id, (tag, _) in marks.items():
         same = [cell for cell in notebook.cells if cell.id == cell_id]
-        same.sort(key=lambda cell: not fits[cell_id](cell.source))  # of several with one id, the one with its name
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         other = [cell for cell in code if cell.id not in fits or not fits[cell.id](cell.source)]
-        same += [cell for cell in other if fits[cell_id](cell.source)]
+        same += [cell for cell in other if fits[cell_id](cell.source) and cell not in same]
+        same.sort(
+            key=lambda cell: not fits[cell_id](cell.source)
+        )  # the name counts more than the id, which a hand moves
+        for cell in same[1:]:
+            if cell.id == cell_id:
+                cell.id = None
         if same:
             same[0].id = cell_id
             if same[0].cell_type != "code":
@@ -163,7 +170,53 @@ def _complete(cell) -> None:
         cell.setdefault("execution_count", None)
 
 
-def _name(exercise: str) -> str:
+def _check_joined(notebook, lab: str) -> None:
+    """Raise BadInput where the cell of an exercise was split: its second half would be run as code of its own."""
+    known = answers(lab) if solutions_path(lab).exists() else {}
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    above, complete = None, True  # the exercise whose check is still to come, and whether its cell is Python by itself
+    for number, cell in enumerate(code):
+        if cell.id in known:
+            above, complete = cell.id, _is_python(cell.source)
+        elif cell.id.startswith("check-"):
+            above, complete = None, True
+        elif _is_part(cell, above is not None, complete):
+            exercise = above or next((other.id for other in code[number:] if other.id in known), "")
+            begins = _first_line(cell).strip()[:40]
+            path = path_of(lab)
+            raise BadInput(
+                f"{os.path.relpath(path, files.ROOT)}: exercise {exercise} stands in several cells, one of which "
+                f"begins with {begins!r}: select them in JupyterLab and join them with Shift+M, or keep your file "
+                f"under another name and take the course's own again: {remedy(path)}"
+            )
+
+
+def _is_part(cell, below: bool, complete: bool) -> bool:
+    """Whether a cell is a piece of an exercise. below: an exercise's cell stands above; complete: it is Python."""
+    if "exercise" in cell.metadata.get("tags", []):
+        return not re.search(r"^(?:def|class) ", cell.source, re.MULTILINE)
+    indented = _first_line(cell)[:1].isspace()
+    if below and (indented or not complete):
+        return indented or not _is_python(cell.source)
+    return indented and not _is_python(cell.source)
+
+
+def _first_line(cell) -> str:
+    return next((line for line in cell.source.splitlines() if line.strip()), "")
+
+
+def _is_python(source: str) -> bool:
+    """Whether a notebook can run a source: IPython takes out what is indented as a whole, and knows magics."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    try:
+        compile(TransformerManager().transform_cell(source), "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
+def name_of(exercise: str) -> str:
     """What an exercise defines: `kv_cache_bytes` in ex-kv-cache-bytes."""
     return exercise.removeprefix("ex-").replace("-", "_")
 
@@ -179,7 +232,7 @@ def solve(lab: str):
     match otherwise.
     """
     notebook, known = read(lab), answers(lab)
-    by_name = {_name(exercise): exercise for exercise in known}
+    by_name = {name_of(exercise): exercise for exercise in known}
     found, odd = set(), set()
     for cell in tagged(notebook, "exercise"):
         defined = re.findall(r"^(?:def|class) (\w+)", cell.source, re.MULTILINE)
