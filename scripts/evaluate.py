@@ -12,7 +12,7 @@ import sys
 import uuid
 
 from shared.errors import BadInput, CourseError
-from shared.notebooks import commands
+from shared.notebooks import commands, launch
 
 TEXTS = ("heldout", "story", "wikitext", "pg19")
 COLUMNS = ("nll", "tokens", "words", "bytes", "token_perplexity", "word_perplexity", "bits_per_byte")
@@ -69,10 +69,9 @@ def work(options) -> None:
         print(frame.to_string(index=False), f"\nsaved to {os.path.relpath(sweep.finish(frame))}", sep="\n")
     if "RANK" in os.environ:
         distributed.barrier()  # who leaves first would close a connection that another still has in use
-        distributed.destroy_process_group()
 
 
-def launch(options, arguments: list[str]) -> int:
+def start(options, arguments: list[str]) -> int:
     """Start the processes as torchrun does; where one ends too early, all end, and one sentence says so."""
     import logging
 
@@ -124,7 +123,7 @@ def main(arguments: list[str]) -> int:
         raise BadInput('MODELS= names no model: give one or more, such as MODELS="tiny/mamba tiny/jamba".')
     try:
         if options.processes > 1 and "RANK" not in os.environ:
-            return launch(options, arguments)
+            return start(options, arguments)
         work(options)
     except CourseError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -137,4 +136,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if "RANK" in os.environ:
+        launch.leave(code)
+    sys.exit(code)

@@ -135,6 +135,26 @@ def test_the_exported_lab_is_the_solved_one_up_to_its_results():
     assert cells == code[: code.index("results") + 1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [0, 2, 3])
+def test_a_process_ends_with_its_code_while_a_thread_is_inside_torch(code):
+    """Python's own way out would abort it: exit code -6, "terminate called without an active exception"."""
+    program = f"""
+import threading, time, torch
+from shared.notebooks import launch
+x = torch.ones(600, 600)
+def work():
+    while True:
+        x @ x
+threading.Thread(target=work, daemon=True).start()
+time.sleep(0.3)
+print("done")
+launch.leave({code})
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=files.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "done\n", "")
+
+
 def test_scale_reaches_the_exported_lab():
     parts = launch.export("2.4.6", "full").read_text().split("# %% imports")[0]
     assert parts.strip().endswith("SCALE = 'full'")
