@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import size as program
@@ -112,6 +113,23 @@ def test_of_layers_built_alike_the_first_alone_runs_and_a_layer_that_differs_is_
     assert len(model.model.layers) == 4
     with pytest.raises(CourseError, match="'llama' is 640,000 bytes"):
         caches.layers(model)
+
+
+def test_a_count_that_lies_on_no_line_agrees_with_no_formula():
+    """A prefix of 3 tokens that every sequence has, a state that grows, a cache that grows in steps of 4 tokens."""
+
+    def layer(tokens: int, **held):
+        shapes = {name: torch.zeros(1, 2, number, 4) for name, number in held.items()}
+        return SimpleNamespace(values=None, **shapes), tokens
+
+    def on_the_line(**at) -> bool:
+        (one, _), (two, _), (full, tokens) = (layer(n, **{k: f(n) for k, f in at.items()}) for n in (1, 2, 6))
+        return caches._layer(one, two, full, tokens).beside == 0
+
+    assert on_the_line(keys=lambda n: n) and on_the_line(keys=lambda n: min(n, 5))
+    assert not on_the_line(keys=lambda n: n + 3)
+    assert not on_the_line(keys=lambda n: n, compressed=lambda n: n // 4)
+    assert not on_the_line(keys=lambda n: 2 * n if n < 3 else 7)
 
 
 def test_a_window_keeps_one_token_less_than_attention_sees():

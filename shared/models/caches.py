@@ -1,14 +1,14 @@
 """What a model's cache holds, in two ways that have to agree: counted after a forward, and by a formula on the config.
 
-The forward runs on the meta device, where tensors have shapes and no bytes: over one and two tokens, and over enough to
-fill the largest window. A cache then is known at any length, layer by layer: bytes that each token adds, up to a window
-where there is one, and states that stay as they are. Where count and formula differ, or a layer is of a kind without a
-formula, there is an error in place of a number.
+The forward runs on the meta device, where tensors have shapes and no bytes: over one and two tokens, and over a few or
+over enough to fill the largest window. A cache then is known at any length, layer by layer: bytes that each token adds,
+up to a window where there is one, and states that stay as they are. Where count and formula differ, or a layer is of a
+kind without a formula, there is an error in place of a number.
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from shared import memory
 from shared.errors import CourseError
 from shared.machine import kernels
 
+A_FEW = 8  # tokens after which a cache without a window has to lie on the line through one and two
 FP32 = torch.float32.itemsize  # recurrent states are kept in it whatever the dtype of the model
 
 
@@ -27,7 +28,8 @@ class LayerCache:
 
     per_token: bytes of keys and values that a token adds. kept: tokens after which a window is full, None without one.
     index: bytes that a token adds to the keys of an indexer, which chooses what sparse attention reads.
-    conv, recurrent: bytes of states, whatever the context. latent: keys and values share a compressed vector (MLA).
+    conv, recurrent: bytes of states, whatever the context. beside: bytes that follow none of these rules, such as a
+    prefix that every sequence has; no formula has them. latent: keys and values share a compressed vector (MLA).
     """
 
     per_token: int = 0
@@ -35,12 +37,13 @@ class LayerCache:
     index: int = 0
     conv: int = 0
     recurrent: int = 0
+    beside: int = 0
     latent: bool = field(default=False, compare=False)
 
     def bytes(self, tokens: int) -> int:
         """Bytes after so many tokens."""
         held = tokens if self.kept is None else min(tokens, self.kept)
-        return held * self.per_token + tokens * self.index + self.conv + self.recurrent
+        return held * self.per_token + tokens * self.index + self.conv + self.recurrent + self.beside
 
 
 # ---- counted ----------------------------------------------------------------------------------------------------
@@ -68,8 +71,8 @@ def counted(model) -> list[LayerCache]:
     with torch.no_grad(), Answered():
         one, two = _held(model, 1), _held(model, 2)
         windows = [window for layer in two if (window := getattr(layer, "sliding_window", None))]
-        longest = max(windows, default=1) + 1
-        full = _held(model, longest) if windows else two
+        longest = max(windows, default=A_FEW) + 1
+        full = _held(model, longest)
     return [_layer(*parts, longest) for parts in zip(one, two, full, strict=True)]
 
 
@@ -128,7 +131,9 @@ def _layer(one, two, full, tokens: int) -> LayerCache:
     grown = at_two.growing - at_one.growing
     index = at_two.index - at_one.index
     kept = at_full.growing // grown if grown and at_full.growing < tokens * grown else None
-    return LayerCache(grown, kept, index, at_one.conv, at_one.recurrent, bool(at_one.latent))
+    layer = LayerCache(grown, kept, index, at_one.conv, at_one.recurrent, latent=bool(at_one.latent))
+    held = {1: at_one.total, 2: at_two.total, tokens: at_full.total}
+    return replace(layer, beside=sum(abs(total - layer.bytes(at)) for at, total in held.items()))
 
 
 # ---- by formula -------------------------------------------------------------------------------------------------
