@@ -335,6 +335,7 @@ TRACES = {
     "was changed, and others still need": (lambda x: setattr(x, "layers", 1), SimpleNamespace(layers=3)),
     "was left in another mode": (lambda m: m.train(), model()),
     "has a hook": (lambda m: m[0].register_forward_hook(lambda *a: None), model()),
+    "has a hook on": (lambda m: m[0].weight.register_hook(lambda gradient: None), model()),
     "other weights": (spoil_weight, model()),
     "requires_grad": (lambda m: m[0].requires_grad_(False), model()),
     "gradients left behind": (lambda m: m(torch.ones(1, 2)).sum().backward(), model()),

@@ -1,13 +1,13 @@
 """Checks of lab 2.4.6: each exercise on cases of a few numbers, tokens or layers, and the usual mistakes by name."""
 
 import operator
-from types import SimpleNamespace
 
 import torch
 from torch import nn
 
 from shared import data
-from shared.checks import Wrong, agree, case, exercise, expect, shown
+from shared.checks import Wrong, agree, as_tensor, case, exercise, expect, shown
+from shared.checks.watch import changed, traces
 from shared.kits import finetune
 
 # ---- gradients ------------------------------------------------------------------------------------------------------
@@ -27,12 +27,14 @@ class _Mixed(nn.Module):
         self.frozen.requires_grad_(False)
 
     def forward(self, tokens, labels):
+        from transformers.modeling_outputs import CausalLMOutput
+
         x = self.one_row(tokens)
         there = torch.ones_like(x)
         spread = self.balanced(there)[..., 0] - self.balanced(there)[..., 1]  # its gradients sum to nothing
         little = 1e-9 * self.hardly_used(there)
         found = self.frozen(self.used(x)) + 0 * self.switched_off(x) + little
-        return SimpleNamespace(loss=(found - labels).square().mean() + spread.mean())
+        return CausalLMOutput(loss=(found - labels).square().mean() + spread.mean())
 
 
 def _dead(model: nn.Module) -> list[str]:
@@ -94,18 +96,15 @@ def _partly_dead() -> nn.Module:
 
 
 def _probed(answer, model: nn.Module, batch: dict, right: list[str], what: str, mistakes: dict) -> None:
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    modes = [module.training for module in model.modules()]
-    trained = list(finetune.trainable(model))
+    before = traces(model)
     old = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     came = answer(model, dict(batch))
     expect(list(came) if isinstance(came, tuple) else came, right, what, mistakes)
     left = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     if not all(name in old and torch.equal(old[name], gradient) for name, gradient in left.items()):
         raise Wrong("gradients were left behind, and the next step would add to them: call zero_grad at the end.")
-    if modes != [module.training for module in model.modules()] or trained != list(finetune.trainable(model)):
-        raise Wrong("the model was left in another mode, or with other parameters that train, than it came with.")
-    expect(dict(model.named_parameters()), before, "the model's weights, which stay as they are")
+    if fault := changed(before, traces(model) | {"gradients": before["gradients"]}):
+        raise Wrong(f"the model {fault}")
 
 
 # ---- rank -----------------------------------------------------------------------------------------------------------
@@ -210,6 +209,8 @@ def adapt(answer, random):
         if missing := set(finetune.trainable(own)) - {name for name in names if "lora_" in name}:
             raise Wrong(f"{what}: {min(missing)} does not train, and an adapter needs both its matrices.")
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        if any(one.dtype != other.dtype for one, other in zip(frozen, weights, strict=True)):
+            raise Wrong(f"{what}: the base has got another dtype: leave its weights as they were.")
         if not all(map(torch.equal, frozen, weights)):
             raise Wrong(f"{what}: weights of the base have changed: an adapter stands beside them.")
         with torch.no_grad():
@@ -275,6 +276,8 @@ def encode(answer, random):
         {"instruction": "Name the first word.", "input": "", "output": "river"},
         {"instruction": "Name the first word.", "output": "river"},
         {"instruction": "Say: mask = -100", "input": "if x:\n    y = 1", "output": "naïve, 3 words:\n\nlike these"},
+        {"instruction": "  Say it IN Capitals.", "input": "    y = 1", "output": "River Stone"},
+        {"instruction": "Repeat.", "input": "river stone " * 500, "output": "stone river " * 499 + "stone"},
     ]
     for tokenizer in _tokenizers():
         end = tokenizer.eos_token_id
@@ -320,6 +323,7 @@ def collate(answer, random):
     for pad in (end, 9, 0):
         long = [[random.randrange(12) for _ in range(random.randint(3, 40))] for _ in range(random.randint(2, 9))]
         cases.append(case(f"{len(long)} examples of different lengths, pad_id = {pad}", _features(long), pad))
+    cases.append(case("examples of 3,000 and 2 tokens", _features([[7, 8, end] * 1000, [5, end]]), 0))
     by_id = "mask by length, not by id (pad = eos)."
     mistakes = {
         "Padding goes to the right for training; to the left it goes when the model generates.": _filled(left=True),
@@ -441,4 +445,9 @@ def merged(answer, random):
         ),
     }
     agree(answer, [*cases, learned], mistakes)
+    weight, A, B, alpha = matrices(3, 4, 2, 4.0).args
+    came = as_tensor(answer(weight, A, 0 * B, alpha))
+    expect(came, weight, "the weight with an adapter that has learned nothing yet, B = 0")
+    if came.data_ptr() == weight.data_ptr():
+        raise Wrong("with B = 0 that is the weight itself, and who changes one changes both: a new tensor is meant.")
     return "one matrix again, of the old shape: an adapter costs nothing once it is merged."
