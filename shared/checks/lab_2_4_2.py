@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared import scan
 from shared.checks import Wrong, agree, case, exercise, expect
+from shared.checks.watch import Answer
 
 
 def _case(seed: int, T: int = 7, D: int = 3, N: int = 2) -> SimpleNamespace:
@@ -388,6 +389,10 @@ def delta_step(answer, random):
         gates = torch.tensor([random.random(), random.random()], dtype=dtype)
         what = f"{N} keys by {P} values, decay {gates[0]:.2f}, beta {gates[1]:.2f}"
         cases.append(case(what, S, k, v, gates[0], gates[1]))
+    for N in (16, 128):
+        k = F.normalize(_normal(random, N, dtype=torch.float32), dim=0)
+        S, v = _normal(random, N, 64, dtype=torch.float32), _normal(random, 64, dtype=torch.float32)
+        cases.append(case(f"{N} keys by 64 values, decay 0.9, beta 0.7", S, k, v, decay=0.9, beta=0.7))
     mistakes = {
         "That adds to what the key holds: look up what it holds, and write the difference.": _delta(erase=0),
         "The state fades first, and the key is looked up in what is left.": _delta(fade_first=False),
@@ -404,8 +409,11 @@ def delta_step(answer, random):
     return "fade, look up, and write the difference: the last value of a key stays."
 
 
+LEAST_WORK = 20  # operations of torch: with fewer, the work is done by numpy
+
+
 class _Work(TorchDispatchMode):
-    """How many operations ran in the with, and the most values that one of them laid out."""
+    """How many operations ran in the with (`calls`), and the most values that one of them laid out (`largest`)."""
 
     def __init__(self):
         super().__init__()
@@ -417,6 +425,22 @@ class _Work(TorchDispatchMode):
         if isinstance(result, torch.Tensor):
             self.largest = max(self.largest, result.numel())
         return result
+
+
+def _work(answer, one) -> _Work:
+    """What the answer itself does in one case, without the copies that a check makes."""
+    work = _Work()
+
+    def counted(*args, **kwargs):
+        with work:
+            return answer.function(*args, **kwargs)
+
+    one.of(Answer(counted, answer.own, answer.seconds))
+    return work
+
+
+def _size(work: _Work) -> tuple[int, int]:
+    return work.calls, work.largest
 
 
 def _fading(log_decay, q, k, v, initial_state=None, shift=0, read_first=False, decayed=True):
@@ -472,18 +496,20 @@ def ssd_scan(answer, random):
         "Nothing fades: the log decays are not used.": _by(decayed=False),
     }
     agree(answer, cases, mistakes)
-    what = "512 steps in chunks of 8"
-    long = sequence(512, 4, 3, chunk=8)
-    with _Work() as chunks:
-        long.of(answer)
-    if chunks.largest >= 512 * 512 // 4:
-        raise Wrong(f"{what}: a matrix of all steps by all steps was laid out. `chunk` says how large the blocks are.")
-    whole = sequence(2048, 4, 3)
-    with _Work() as products:
-        whole.of(answer)
-    if products.calls > 2048:
+    small, large, said, default = (
+        _work(answer, sequence(T, 4, 3, **chunk))
+        for T, chunk in ((512, {"chunk": 8}), (2048, {"chunk": 256}), (2048, {"chunk": 64}), (2048, {}))
+    )
+    if small.largest >= 512 * 512 // 4:
+        laid = "a matrix of all steps by all steps was laid out"
+        raise Wrong(f"512 steps in chunks of 8: {laid}. `chunk` says how large the blocks are.")
+    if large.calls > 2048:
         raise Wrong(
-            f"2,048 steps in chunks of 64 took {products.calls:,} operations of torch: that is a loop over steps. "
+            f"2,048 steps in chunks of 256 took {large.calls:,} operations of torch: that is a loop over steps. "
             "Inside a chunk matrix products do them all at once."
         )
+    if said.calls >= LEAST_WORK and _size(said) == _size(large):
+        raise Wrong("2,048 steps take the same work in chunks of 64 and in chunks of 256: `chunk` is not used.")
+    if _size(default) != _size(said):
+        raise Wrong("without a word about chunks they are not 64 steps long: keep the default of `chunk`.")
     return "attention inside a chunk, one state between chunks, and the same sum."

@@ -140,6 +140,32 @@ def all_chunks_at_once(log_decay, q, k, v, chunk=64, initial_state=None):
     return y.flatten(0, 1)[:T], S
 
 
+def by_one_einsum(log_decay, q, k, v, chunk=64, initial_state=None):
+    S = torch.zeros(k.shape[1], v.shape[1]).to(k) if initial_state is None else initial_state.clone()
+    y = []
+    for start in range(0, len(q), chunk):
+        a, Q, K, V = (x[start : start + chunk] for x in (log_decay, q, k, v))
+        total = torch.cumsum(a, 0)
+        past = torch.tril(torch.ones(len(a), len(a), dtype=torch.bool))
+        L = torch.exp(torch.where(past, total[:, None] - total[None], -torch.inf))
+        y.append(torch.einsum("ij,in,jn,jp->ip", L, Q, K, V) + torch.einsum("i,in,np->ip", total.exp(), Q, S))
+        S = total[-1].exp() * S + torch.einsum("j,jn,jp->np", (total[-1] - total).exp(), K, V)
+    return torch.cat(y), S
+
+
+def chunks_in_numpy(log_decay, q, k, v, chunk=64, initial_state=None):
+    log_decay, q, k, v = (x.detach().numpy() for x in (log_decay, q, k, v))
+    S = np.zeros((k.shape[1], v.shape[1])) if initial_state is None else initial_state.detach().numpy()
+    y = []
+    for start in range(0, len(k), chunk):
+        part = slice(start, start + chunk)
+        total = np.cumsum(log_decay[part])
+        L = np.exp(np.where(np.tri(len(total), dtype=bool), total[:, None] - total, -np.inf))
+        y.append((L * (q[part] @ k[part].T)) @ v[part] + np.exp(total)[:, None] * (q[part] @ S))
+        S = np.exp(total[-1]) * S + (np.exp(total[-1] - total)[:, None] * k[part]).T @ v[part]
+    return np.concatenate(y), S
+
+
 def doubles(log_decay, q, k, v, chunk=64, initial_state=None):
     given = None if initial_state is None else initial_state.double()
     return chunked(log_decay.double(), q.double(), k.double(), v.double(), chunk, given)
@@ -230,9 +256,13 @@ WRONG = [
     (lab_2_4_2.delta_step, lambda S, k, v, decay, beta: corrected(S, k, v, beta, decay), "expected"),
     (lab_2_4_2.delta_step, lambda S, k, v, decay, beta: corrected(S, k, v, float(decay) ** 2, beta), "expected"),
     (lab_2_4_2.delta_step, lambda S, k, v, decay, beta: torch.outer(k, v), "expected"),
+    (lab_2_4_2.delta_step, lambda S, *a, **k: corrected(S, *a, **k) if len(S) < 5 else S, "expected"),
+    (lab_2_4_2.delta_step, lambda S, k, v, alpha, beta: corrected(S, k, v, alpha, beta), "TypeError"),
     (lab_2_4_2.delta_step, erased_in_full, "expected"),
     (lab_2_4_2.ssd_scan, step_by_step, "a loop over steps"),
     (lab_2_4_2.ssd_scan, by_division, "off by"),
+    (lab_2_4_2.ssd_scan, lambda *a, chunk=64, **k: chunked(*a, **k), "`chunk` is not used"),
+    (lab_2_4_2.ssd_scan, lambda *a, chunk=32, **k: chunked(*a, chunk=chunk, **k), "keep the default"),
     (lab_2_4_2.ssd_scan, one_chunk, "all steps by all steps"),
     (lab_2_4_2.ssd_scan, faulty(chunked, handed=False), "expected"),
     (lab_2_4_2.ssd_scan, faulty(chunked, start=False), "initial state is not used"),
@@ -254,5 +284,13 @@ RIGHT = {
     lab_2_4_2.mamba_block: block,
     lab_2_4_2.hidden_attention: unrolled,
     lab_2_4_2.delta_step: [corrected, by_projection, row_by_row, in_numpy, over_batches],
-    lab_2_4_2.ssd_scan: [chunked, all_chunks_at_once, doubles, as_a_list, lambda *a, **k: iter(chunked(*a, **k))],
+    lab_2_4_2.ssd_scan: [
+        chunked,
+        all_chunks_at_once,
+        by_one_einsum,
+        chunks_in_numpy,
+        doubles,
+        as_a_list,
+        lambda *a, **k: iter(chunked(*a, **k)),
+    ],
 }
