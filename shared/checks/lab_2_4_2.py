@@ -496,9 +496,15 @@ def ssd_scan(answer, random):
         "Nothing fades: the log decays are not used.": _by(decayed=False),
     }
     agree(answer, cases, mistakes)
-    small, large, said, default = (
+    small, middle, default, said, large = (
         _work(answer, sequence(T, 4, 3, **chunk))
-        for T, chunk in ((512, {"chunk": 8}), (2048, {"chunk": 256}), (2048, {"chunk": 64}), (2048, {}))
+        for T, chunk in (
+            (512, {"chunk": 8}),
+            (512, {"chunk": 64}),
+            (512, {}),
+            (2048, {"chunk": 64}),
+            (2048, {"chunk": 256}),
+        )
     )
     if small.largest >= 512 * 512 // 4:
         laid = "a matrix of all steps by all steps was laid out"
@@ -508,8 +514,9 @@ def ssd_scan(answer, random):
             f"2,048 steps in chunks of 256 took {large.calls:,} operations of torch: that is a loop over steps. "
             "Inside a chunk matrix products do them all at once."
         )
-    if said.calls >= LEAST_WORK and _size(said) == _size(large):
-        raise Wrong("2,048 steps take the same work in chunks of 64 and in chunks of 256: `chunk` is not used.")
-    if _size(default) != _size(said):
+    for one, other, sizes in ((small, middle, "8 and of 64"), (said, large, "64 and of 256")):
+        if one.calls >= LEAST_WORK and _size(one) == _size(other):
+            raise Wrong(f"the same steps take the same work in chunks of {sizes} steps: `chunk` is not used.")
+    if _size(default) != _size(middle):
         raise Wrong("without a word about chunks they are not 64 steps long: keep the default of `chunk`.")
     return "attention inside a chunk, one state between chunks, and the same sum."

@@ -262,6 +262,7 @@ WRONG = [
     (lab_2_4_2.ssd_scan, step_by_step, "a loop over steps"),
     (lab_2_4_2.ssd_scan, by_division, "off by"),
     (lab_2_4_2.ssd_scan, lambda *a, chunk=64, **k: chunked(*a, **k), "`chunk` is not used"),
+    (lab_2_4_2.ssd_scan, lambda *a, chunk=64, **k: chunked(*a, chunk=max(chunk, 64), **k), "`chunk` is not used"),
     (lab_2_4_2.ssd_scan, lambda *a, chunk=32, **k: chunked(*a, chunk=chunk, **k), "keep the default"),
     (lab_2_4_2.ssd_scan, one_chunk, "all steps by all steps"),
     (lab_2_4_2.ssd_scan, faulty(chunked, handed=False), "expected"),
