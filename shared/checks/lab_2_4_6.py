@@ -206,6 +206,8 @@ def adapt(answer, random):
         _places(kind, _adapters(model), _adapters(own))
         for name, module in _adapters(model).items():
             _same_kind(f"{what}, {name}", module, rank)
+        if more := set(names) - set(finetune.trainable(own)):
+            raise Wrong(f"{what}: {min(more)} trains too, and plain LoRA has two matrices beside each one, no more.")
         if missing := set(finetune.trainable(own)) - {name for name in names if "lora_" in name}:
             raise Wrong(f"{what}: {min(missing)} does not train, and an adapter needs both its matrices.")
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
@@ -233,6 +235,8 @@ def _same_kind(what: str, module: nn.Module, rank: int) -> None:
             "rslora divides by the root of the rank: plain LoRA divides by the rank.": 2 * rank**0.5,
         },
     )
+    if not any(part.any() for name, part in module.named_parameters() if "lora_" in name):
+        raise Wrong(f"{what}: all of the adapter is zero, so neither matrix gets a gradient: B alone begins at zero.")
     if any(getattr(dropout, "p", 0) for dropout in module.lora_dropout.values()):
         raise Wrong("dropout was asked for: leave it out, so that training loss and evaluation loss compare.")
     if getattr(module, "lora_variant", None):
@@ -324,6 +328,7 @@ def collate(answer, random):
         long = [[random.randrange(12) for _ in range(random.randint(3, 40))] for _ in range(random.randint(2, 9))]
         cases.append(case(f"{len(long)} examples of different lengths, pad_id = {pad}", _features(long), pad))
     cases.append(case("examples of 3,000 and 2 tokens", _features([[7, 8, end] * 1000, [5, end]]), 0))
+    cases.append(case("two examples, pad_id by its name", _features(rows[:2]), pad_id=9))
     by_id = "mask by length, not by id (pad = eos)."
     mistakes = {
         "Padding goes to the right for training; to the left it goes when the model generates.": _filled(left=True),
@@ -444,7 +449,8 @@ def merged(answer, random):
             lambda W, A, B, alpha: W + alpha / A.shape[1] * B @ A
         ),
     }
-    agree(answer, [*cases, learned], mistakes)
+    by_name = case("alpha by its name", *cases[0].args[:3], alpha=5.0)
+    agree(answer, [*cases, by_name, learned], mistakes)
     weight, A, B, alpha = matrices(3, 4, 2, 4.0).args
     came = as_tensor(answer(weight, A, 0 * B, alpha))
     expect(came, weight, "the weight with an adapter that has learned nothing yet, B = 0")

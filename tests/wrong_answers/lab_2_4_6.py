@@ -281,6 +281,14 @@ def by_hooks(model, batch):
     return [name for name, p in model.named_parameters() if p.requires_grad and name not in alive]
 
 
+def all_zero(model, rank):
+    adapted = with_lora(model, rank)
+    for name, part in adapted.named_parameters():
+        if "lora_" in name:
+            part.data.zero_()
+    return adapted
+
+
 WRONG = [
     (lab_2_4_6.without_gradient, faulty(no_gradient, zero=False), "zero everywhere teaches nothing"),
     (lab_2_4_6.without_gradient, faulty(no_gradient, none=False), "has None for a gradient"),
@@ -363,6 +371,8 @@ WRONG = [
     (lab_2_4_6.adapt, faulty(with_lora, inference_mode=True), "nothing trains"),
     (lab_2_4_6.adapt, faulty(with_lora, targets="all-linear"), "ValueError"),
     (lab_2_4_6.adapt, lambda model, rank: with_lora(model, rank).double(), "another dtype"),
+    (lab_2_4_6.adapt, faulty(with_lora, lora_bias=True), "two matrices beside"),
+    (lab_2_4_6.adapt, all_zero, "all of the adapter is zero"),
     (lab_2_4_6.adapt, lambda model, rank: model, "expected a PeftModel"),
     (lab_2_4_6.adapt, lambda model, rank: with_lora(model, rank).base_model.model, "expected a PeftModel"),
     (lab_2_4_6.encode, lambda e, t: encoded({**e, "output": e["output"].upper()}, t), "input_ids"),
@@ -420,6 +430,7 @@ WRONG = [
         "grad",
     ),
     (lab_2_4_6.merged, lambda W, A, B, alpha: merging(W, A, B, alpha) if B.any() else W, "a new tensor is meant"),
+    (lab_2_4_6.merged, lambda W, A, B, scaling: merging(W, A, B, scaling), "TypeError"),
     (lab_2_4_6.merged, lambda W, A, B, alpha: W + alpha / A.shape[1] * B @ A, "number of A's rows"),
     (lab_2_4_6.merged, lambda W, A, B, alpha: W + alpha / len(A) * A.T @ B.T, "RuntimeError"),
     (lab_2_4_6.merged, lambda W, A, B, alpha: W + alpha / len(A) * (B.sum(1, keepdim=True) * A.sum(0)), "expected"),
