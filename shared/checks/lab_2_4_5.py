@@ -46,8 +46,10 @@ def windows(answer, random):
 def _triples(came, what: str) -> list[tuple[int, int, int]]:
     """The windows of an answer as whole numbers; `Wrong` if they are not that."""
     try:
-        found = [tuple(map(float, window)) for window in came]
-        if all(len(window) == 3 and all(map(float.is_integer, window)) for window in found):
+        given = [tuple(window) for window in came]
+        found = [tuple(map(float, window)) for window in given]
+        text = any(isinstance(number, str) for window in given for number in window)
+        if not text and all(len(window) == 3 and all(map(float.is_integer, window)) for window in found):
             return [tuple(map(int, window)) for window in found]
     except (TypeError, ValueError):
         pass
@@ -132,6 +134,8 @@ def yardsticks(answer, random):
         tokens = [random.randint(1, 30) for _ in texts]
         nll = [count * random.uniform(0.5, 2.0) for count in tokens]
         cases.append(case(f"{number} documents", nll, tokens, texts))
+    sparse = ["two words", "", "\n cafe\u0301 \n", " \n"]
+    cases += [case("four documents, two of them without a word", [3.0, 2.0, 4.0, 1.0], [2, 1, 3, 1], sparse)]
 
     def by(unit="tokens", average=None, base=LN2, split=str.split, size=lambda text: len(text.encode())):
         def yardsticks(nll, tokens, texts):
@@ -213,6 +217,10 @@ def _exact(answer, random) -> None:
     two = _ends(answer(a, b, size, 1000, 1), "two documents")
     why = "With replacement, each may be drawn twice: then the ends are one document alone."
     expect(two, (min(bits), max(bits)), "two documents", {why: lambda: two})
+    one_of_four, nobody, bytes_each = 32 * np.log(2) * np.array([0, 0, 0, 1]), np.zeros(4), np.full(4, 8)
+    four = _ends(answer(one_of_four, nobody, bytes_each, 4000, 1), "four documents")
+    why = "A draw takes as many documents as there are, here four."
+    expect(four, (0.0, 3.0), "four documents, three of them equal in both models", {why: lambda: four})
     a, b, size = _documents(random, 9)
     single = _ends(answer(a, b, size, draws=1, seed=5), "one draw")
     expect(single[0], single[1], "one draw has one value, so both its ends", {"`draws` is not used.": single[0]})
@@ -286,7 +294,7 @@ EARLIER, PROMPT, WARMING = 0.012, 0.05, 0.02  # seconds: work from before, the p
 def _timed(answer, random, new_tokens: int, warm: int, given: dict[str, int]) -> None:
     """Raise `Wrong` unless the answer times a device whose first steps are slow, and one of the others disturbed."""
     steps = new_tokens - 1
-    counted = [0.001 * number for number in range(1, steps - warm)] + [0.03]
+    counted = [0.001 + 0.0002 * number**2 for number in range(1, steps - warm)] + [0.03]
     costs = [WARMING] * warm + random.sample(counted, len(counted))
     device, asked, left = Accelerator(), [], iter(costs)
     device.work(EARLIER)
@@ -453,8 +461,8 @@ def _table(random) -> tuple[pd.DataFrame, int, int]:
         number = random.randint(1, 7)
         drawn = {
             "bits_per_byte": [random.uniform(0.4, 0.7) for _ in range(number)],
-            "decode_ms": random.sample(range(10, 100), number),
-            "decode_long_ms": random.sample(range(10, 300), number),
+            "decode_ms": [hundredths / 100 for hundredths in random.sample(range(100, 900), number)],
+            "decode_long_ms": [hundredths / 100 for hundredths in random.sample(range(100, 2000), number)],
             "total": [random.randrange(10**8, 10**10) for _ in range(number)],
             "kv_bytes_per_token": [random.choice([0, 4096, 24_576, 131_072, 524_288]) for _ in range(number)],
             "state_bytes": [random.choice([20_000, 23_592_960, 170_524_672]) for _ in range(number)],
@@ -462,7 +470,7 @@ def _table(random) -> tuple[pd.DataFrame, int, int]:
         least = min(drawn["bits_per_byte"])
         near = [random.choice([-0.02, 0.0, 0.004, 0.03]) for _ in range(number)]
         drawn["low"] = [min(n, 0.0) if b == least else n for n, b in zip(near, drawn["bits_per_byte"], strict=True)]
-        drawn["high"] = [low + 0.02 for low in drawn["low"]]
+        drawn["high"] = [low + random.uniform(0.01, 0.05) for low in drawn["low"]]
         drawn["active"] = [total // random.choice([1, 3, 10]) for total in drawn["total"]]
         drawn["weight_bytes"] = [total * random.choice([1, 2, 4]) for total in drawn["total"]]
         columns = random.sample(list(drawn), len(drawn))
