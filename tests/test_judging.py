@@ -358,6 +358,7 @@ TRACES = {
     "was left in another mode": (lambda m: m.train(), model()),
     "has a hook": (lambda m: m[0].register_forward_hook(lambda *a: None), model()),
     "has a hook on it, or a forward of yours": (lambda m: setattr(m[0], "forward", lambda x: x), model()),
+    "has a hook on": (lambda m: m[0].weight.register_hook(lambda gradient: None), model()),
     "other weights": (spoil_weight, model()),
     "requires_grad": (lambda m: m[0].requires_grad_(False), model()),
     "gradients left behind": (lambda m: m(torch.ones(1, 2)).sum().backward(), model()),

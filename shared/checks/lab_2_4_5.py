@@ -46,8 +46,10 @@ def windows(answer, random):
 def _triples(came, what: str) -> list[tuple[int, int, int]]:
     """The windows of an answer as whole numbers; `Wrong` if they are not that."""
     try:
-        found = [tuple(map(float, window)) for window in came]
-        if all(len(window) == 3 and all(map(float.is_integer, window)) for window in found):
+        given = [tuple(window) for window in came]
+        found = [tuple(map(float, window)) for window in given]
+        text = any(isinstance(number, str) for window in given for number in window)
+        if not text and all(len(window) == 3 and all(map(float.is_integer, window)) for window in found):
             return [tuple(map(int, window)) for window in found]
     except (TypeError, ValueError):
         pass
@@ -132,6 +134,8 @@ def yardsticks(answer, random):
         tokens = [random.randint(1, 30) for _ in texts]
         nll = [count * random.uniform(0.5, 2.0) for count in tokens]
         cases.append(case(f"{number} documents", nll, tokens, texts))
+    sparse = ["two words", "", "\n cafe\u0301 \n", " \n"]
+    cases += [case("four documents, two of them without a word", [3.0, 2.0, 4.0, 1.0], [2, 1, 3, 1], sparse)]
 
     def by(unit="tokens", average=None, base=LN2, split=str.split, size=lambda text: len(text.encode())):
         def yardsticks(nll, tokens, texts):
@@ -213,6 +217,10 @@ def _exact(answer, random) -> None:
     two = _ends(answer(a, b, size, 1000, 1), "two documents")
     why = "With replacement, each may be drawn twice: then the ends are one document alone."
     expect(two, (min(bits), max(bits)), "two documents", {why: lambda: two})
+    one_of_four, nobody, bytes_each = 32 * np.log(2) * np.array([0, 0, 0, 1]), np.zeros(4), np.full(4, 8)
+    four = _ends(answer(one_of_four, nobody, bytes_each, 4000, 1), "four documents")
+    why = "A draw takes as many documents as there are, here four."
+    expect(four, (0.0, 3.0), "four documents, three of them equal in both models", {why: lambda: four})
     a, b, size = _documents(random, 9)
     single = _ends(answer(a, b, size, draws=1, seed=5), "one draw")
     expect(single[0], single[1], "one draw has one value, so both its ends", {"`draws` is not used.": single[0]})
@@ -280,17 +288,20 @@ def first_and_decode(answer, random):
     return "prefill and steps apart, synchronised, the warm-up left out."
 
 
+EARLIER, PROMPT, WARMING = 0.012, 0.05, 0.02  # seconds: work from before, the prefill, one of the first steps
+
+
 def _timed(answer, random, new_tokens: int, warm: int, given: dict[str, int]) -> None:
     """Raise `Wrong` unless the answer times a device whose first steps are slow, and one of the others disturbed."""
     steps = new_tokens - 1
-    counted = [0.001 * number for number in range(1, steps - warm)] + [0.03]
-    costs = [0.014] * warm + random.sample(counted, len(counted))
+    counted = [0.001 + 0.0002 * number**2 for number in range(1, steps - warm)] + [0.03]
+    costs = [WARMING] * warm + random.sample(counted, len(counted))
     device, asked, left = Accelerator(), [], iter(costs)
-    device.work(0.012)  # from before
+    device.work(EARLIER)
 
     def prefill():
         asked.append("prefill")
-        device.work(0.02)
+        device.work(PROMPT)
 
     def step():
         asked.append("step")
@@ -307,13 +318,13 @@ def _timed(answer, random, new_tokens: int, warm: int, given: dict[str, int]) ->
     least, most = device.span(1, 1)
     if not least <= float(first) <= most:
         why = "Read a clock that counts waiting too, and give seconds."
-        if math.isinf(least) or float(first) < 0.01:
+        if math.isinf(least) or float(first) < PROMPT / 2:
             why = "The clock stopped before the device had finished: call synchronize() before you read the end."
-        elif not device.waited(1) or float(first) > 0.028:
+        elif not device.waited(1) or float(first) > PROMPT + EARLIER / 2:
             why = "It waited for what the device had still to do from before: synchronise before you start the clock."
         if float(first) > 0.8 * sum(costs):
             why = "That is everything, end to end: the first token comes out of prefill()."
-        raise Wrong(f"time to the first token: the prompt takes 0.02 s, you measured {float(first):.3g} s. {why}")
+        raise Wrong(f"time to the first token: the prompt takes {PROMPT} s, you measured {float(first):.3g} s. {why}")
     spans = [device.span(number, number) for number in range(2, 2 + steps)]
     least, most = (statistics.median(ends) for ends in zip(*spans[warm:], strict=True))
     if least <= float(each) <= most:
@@ -346,7 +357,9 @@ def pareto(answer, random):
     points = {"slow": (9.0, 0.3), "poor": (2.0, 0.9), "beaten": (5.0, 0.6), "good": (4.0, 0.5), "late": (4.0, 0.7)}
     points |= {"twin": (4.0, 0.5), "worst": (9.5, 0.95)}
     hollow = {"cheap": (1.0, 9.0), "between": (5.0, 8.5), "near": (8.0, 8.4), "good": (9.0, 1.0)}  # no convex front
-    tables = [points, hollow, {"alone": (3.0, 3.0)}, {}]
+    close = {"a": (1.0, 2.0), "b": (1.0 + 1e-9, 2.0 - 1e-9), "c": (1.0 + 1e-9, 2.0), "d": (1.0, 2.0 + 1e-9)}
+    curve = {f"of {n}": (float(n), 1 / n) for n in random.sample(range(1, 50), 30)}
+    tables = [points, hollow, {"alone": (3.0, 3.0)}, {}, close, curve]
     for number in (2, 5, 8, 12, 20):
         for _ in range(4):
             kind = random.choice([lambda: float(random.randint(-3, 6)), lambda: random.gauss(0, 100)])
@@ -415,8 +428,8 @@ def decide(answer, random):
             ("many", d): "Each sequence has its own cache of context * kv_bytes_per_token, and its state.",
         }
         _decided(came, {"quality": b, "long": a, "many": a}, table, "", hints)
-    for _ in range(60):
-        table, memory_bytes, context = _table(random)
+    asked = [(_light_and_heavy(), share * 10**10, 10_000) for share in (0.97, 1.03)]
+    for table, memory_bytes, context in [*asked, *(_table(random) for _ in range(60))]:
         right = answer.own(table, memory_bytes, context)
         said = f"memory_bytes {memory_bytes:,}, context {context:,}, "
         _decided(answer(table.copy(), memory_bytes, context), right, table, said, {})
@@ -434,14 +447,22 @@ def _decided(came, right: dict[str, str], table: pd.DataFrame, said: str, hints:
             )
 
 
+def _light_and_heavy() -> pd.DataFrame:
+    """Two models; above 10 GB the heavier one holds more sequences of 10,000 tokens, below 10 GB the lighter one."""
+    table = pd.DataFrame(BASE).head(2).set_axis(["light", "heavy"])
+    columns = ["weight_bytes", "kv_bytes_per_token", "state_bytes"]
+    table[columns] = [[2_000_000_000, 0, 40_000_000], [8_000_000_000, 1000, 0]]
+    return table
+
+
 def _table(random) -> tuple[pd.DataFrame, int, int]:
     """Models of any number with a clear answer to each need: measured numbers, and columns that do not matter."""
     while True:
         number = random.randint(1, 7)
         drawn = {
             "bits_per_byte": [random.uniform(0.4, 0.7) for _ in range(number)],
-            "decode_ms": random.sample(range(10, 100), number),
-            "decode_long_ms": random.sample(range(10, 300), number),
+            "decode_ms": [hundredths / 100 for hundredths in random.sample(range(100, 900), number)],
+            "decode_long_ms": [hundredths / 100 for hundredths in random.sample(range(100, 2000), number)],
             "total": [random.randrange(10**8, 10**10) for _ in range(number)],
             "kv_bytes_per_token": [random.choice([0, 4096, 24_576, 131_072, 524_288]) for _ in range(number)],
             "state_bytes": [random.choice([20_000, 23_592_960, 170_524_672]) for _ in range(number)],
@@ -449,7 +470,7 @@ def _table(random) -> tuple[pd.DataFrame, int, int]:
         least = min(drawn["bits_per_byte"])
         near = [random.choice([-0.02, 0.0, 0.004, 0.03]) for _ in range(number)]
         drawn["low"] = [min(n, 0.0) if b == least else n for n, b in zip(near, drawn["bits_per_byte"], strict=True)]
-        drawn["high"] = [low + 0.02 for low in drawn["low"]]
+        drawn["high"] = [low + random.uniform(0.01, 0.05) for low in drawn["low"]]
         drawn["active"] = [total // random.choice([1, 3, 10]) for total in drawn["total"]]
         drawn["weight_bytes"] = [total * random.choice([1, 2, 4]) for total in drawn["total"]]
         columns = random.sample(list(drawn), len(drawn))

@@ -1,13 +1,13 @@
 """Checks of lab 2.4.6: each exercise on cases of a few numbers, tokens or layers, and the usual mistakes by name."""
 
 import operator
-from types import SimpleNamespace
 
 import torch
 from torch import nn
 
 from shared import data
-from shared.checks import Wrong, agree, case, exercise, expect, shown
+from shared.checks import Wrong, agree, as_tensor, case, exercise, expect, shown
+from shared.checks.watch import changed, traces
 from shared.kits import finetune
 
 # ---- gradients ------------------------------------------------------------------------------------------------------
@@ -27,12 +27,14 @@ class _Mixed(nn.Module):
         self.frozen.requires_grad_(False)
 
     def forward(self, tokens, labels):
+        from transformers.modeling_outputs import CausalLMOutput
+
         x = self.one_row(tokens)
         there = torch.ones_like(x)
         spread = self.balanced(there)[..., 0] - self.balanced(there)[..., 1]  # its gradients sum to nothing
         little = 1e-9 * self.hardly_used(there)
         found = self.frozen(self.used(x)) + 0 * self.switched_off(x) + little
-        return SimpleNamespace(loss=(found - labels).square().mean() + spread.mean())
+        return CausalLMOutput(loss=(found - labels).square().mean() + spread.mean())
 
 
 def _dead(model: nn.Module) -> list[str]:
@@ -94,18 +96,15 @@ def _partly_dead() -> nn.Module:
 
 
 def _probed(answer, model: nn.Module, batch: dict, right: list[str], what: str, mistakes: dict) -> None:
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    modes = [module.training for module in model.modules()]
-    trained = list(finetune.trainable(model))
+    before = traces(model)
     old = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     came = answer(model, dict(batch))
     expect(list(came) if isinstance(came, tuple) else came, right, what, mistakes)
     left = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     if not all(name in old and torch.equal(old[name], gradient) for name, gradient in left.items()):
         raise Wrong("gradients were left behind, and the next step would add to them: call zero_grad at the end.")
-    if modes != [module.training for module in model.modules()] or trained != list(finetune.trainable(model)):
-        raise Wrong("the model was left in another mode, or with other parameters that train, than it came with.")
-    expect(dict(model.named_parameters()), before, "the model's weights, which stay as they are")
+    if fault := changed(before, traces(model) | {"gradients": before["gradients"]}):
+        raise Wrong(f"the model {fault}")
 
 
 # ---- rank -----------------------------------------------------------------------------------------------------------
@@ -207,9 +206,13 @@ def adapt(answer, random):
         _places(kind, _adapters(model), _adapters(own))
         for name, module in _adapters(model).items():
             _same_kind(f"{what}, {name}", module, rank)
+        if more := set(names) - set(finetune.trainable(own)):
+            raise Wrong(f"{what}: {min(more)} trains too, and plain LoRA has two matrices beside each one, no more.")
         if missing := set(finetune.trainable(own)) - {name for name in names if "lora_" in name}:
             raise Wrong(f"{what}: {min(missing)} does not train, and an adapter needs both its matrices.")
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        if any(one.dtype != other.dtype for one, other in zip(frozen, weights, strict=True)):
+            raise Wrong(f"{what}: the base has got another dtype: leave its weights as they were.")
         if not all(map(torch.equal, frozen, weights)):
             raise Wrong(f"{what}: weights of the base have changed: an adapter stands beside them.")
         with torch.no_grad():
@@ -232,6 +235,8 @@ def _same_kind(what: str, module: nn.Module, rank: int) -> None:
             "rslora divides by the root of the rank: plain LoRA divides by the rank.": 2 * rank**0.5,
         },
     )
+    if not any(part.any() for name, part in module.named_parameters() if "lora_" in name):
+        raise Wrong(f"{what}: all of the adapter is zero, so neither matrix gets a gradient: B alone begins at zero.")
     if any(getattr(dropout, "p", 0) for dropout in module.lora_dropout.values()):
         raise Wrong("dropout was asked for: leave it out, so that training loss and evaluation loss compare.")
     if getattr(module, "lora_variant", None):
@@ -275,6 +280,8 @@ def encode(answer, random):
         {"instruction": "Name the first word.", "input": "", "output": "river"},
         {"instruction": "Name the first word.", "output": "river"},
         {"instruction": "Say: mask = -100", "input": "if x:\n    y = 1", "output": "naïve, 3 words:\n\nlike these"},
+        {"instruction": "  Say it IN Capitals.", "input": "    y = 1", "output": "River Stone"},
+        {"instruction": "Repeat.", "input": "river stone " * 500, "output": "stone river " * 499 + "stone"},
     ]
     for tokenizer in _tokenizers():
         end = tokenizer.eos_token_id
@@ -320,6 +327,8 @@ def collate(answer, random):
     for pad in (end, 9, 0):
         long = [[random.randrange(12) for _ in range(random.randint(3, 40))] for _ in range(random.randint(2, 9))]
         cases.append(case(f"{len(long)} examples of different lengths, pad_id = {pad}", _features(long), pad))
+    cases.append(case("examples of 3,000 and 2 tokens", _features([[7, 8, end] * 1000, [5, end]]), 0))
+    cases.append(case("two examples, pad_id by its name", _features(rows[:2]), pad_id=9))
     by_id = "mask by length, not by id (pad = eos)."
     mistakes = {
         "Padding goes to the right for training; to the left it goes when the model generates.": _filled(left=True),
@@ -440,5 +449,11 @@ def merged(answer, random):
             lambda W, A, B, alpha: W + alpha / A.shape[1] * B @ A
         ),
     }
-    agree(answer, [*cases, learned], mistakes)
+    by_name = case("alpha by its name", *cases[0].args[:3], alpha=5.0)
+    agree(answer, [*cases, by_name, learned], mistakes)
+    weight, A, B, alpha = matrices(3, 4, 2, 4.0).args
+    came = as_tensor(answer(weight, A, 0 * B, alpha))
+    expect(came, weight, "the weight with an adapter that has learned nothing yet, B = 0")
+    if came.data_ptr() == weight.data_ptr():
+        raise Wrong("with B = 0 that is the weight itself, and who changes one changes both: a new tensor is meant.")
     return "one matrix again, of the old shape: an adapter costs nothing once it is merged."

@@ -268,8 +268,10 @@ def _tensors_of(module):
 
 
 def _of_module(module) -> tuple:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return module.training, (*(tuple(kind) for kind in hooks), module.forward)
+    hooks = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
+    for parameter in module.parameters(recurse=False):
+        hooks += [parameter._backward_hooks or (), parameter._post_accumulate_grad_hooks or ()]
+    return module.training, (*map(tuple, hooks), module.forward)
 
 
 def changed(before: object, after: object) -> str | None:

@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 import timeit
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -229,6 +230,13 @@ def decided_by_query(table, memory_bytes, context):
     }
 
 
+def one_less(nll_a, nll_b, size, draws=2000, seed=0):
+    difference, size = np.asarray(nll_a) - np.asarray(nll_b), np.asarray(size)
+    drawn = np.random.default_rng(seed).integers(len(size), size=(draws, max(1, len(size) - 1)))
+    ends = np.quantile(difference[drawn].sum(1) / size[drawn].sum(1) / LN2, (0.025, 0.975))
+    return tuple(ends)
+
+
 WRONG = [
     (lab_2_4_5.windows, faulty(cut, first="all"), "scored twice"),
     (lab_2_4_5.windows, faulty(cut, first="stride"), "is scored"),
@@ -281,6 +289,7 @@ WRONG = [
     (lab_2_4_5.windows, lambda *a: [(s, e) for s, e, _ in cut(*a)], "expected a list of (start, end, first)"),
     (lab_2_4_5.windows, lambda *a: cut(*a)[::-1], "in order"),
     (lab_2_4_5.windows, lambda *a: [(s, f, e) for s, e, f in cut(*a)], "scored"),
+    (lab_2_4_5.windows, lambda *a: [tuple(map(str, window)) for window in cut(*a)], "expected a list"),
     (lab_2_4_5.windows, lambda *a: len(cut(*a)), "expected a list"),
     (lab_2_4_5.window_nll, lambda logits, ids, new: nats(logits, ids, 3), "expected"),
     (lab_2_4_5.window_nll, faulty(nats, part=lambda x, new: x.median() * new), "expected"),
@@ -299,6 +308,8 @@ WRONG = [
     (lab_2_4_5.yardsticks, faulty(measures, length=lambda t: sum(1 + (ord(c) > 127) for c in t)), "expected"),
     (lab_2_4_5.yardsticks, faulty(measures, length=lambda t: len(t.encode("utf-16"))), "expected"),
     (lab_2_4_5.yardsticks, faulty(measures, length=lambda t: len(t.strip().encode())), "expected"),
+    (lab_2_4_5.yardsticks, lambda n, t, x: measures(list(itertools.compress(n, map(str.strip, x))), t, x), "expected"),
+    (lab_2_4_5.yardsticks, faulty(measures, length=lambda t: len(normalize("NFC", t).encode())), "expected"),
     (lab_2_4_5.yardsticks, lambda n, t, x: measures(n[:3], t[:3], x[:3]), "expected"),
     (lab_2_4_5.yardsticks, lambda n, t, x: measures(n, t, x)[::-1], "expected"),
     (lab_2_4_5.yardsticks, lambda n, t, x: measures(n, t, x)[:2], "expected"),
@@ -315,10 +326,12 @@ WRONG = [
         lambda a, b, size, *r, **k: interval(a[:-1], b[:-1], size[:-1], *r, **k),
         "one document",
     ),
+    (lab_2_4_5.paired_interval, one_less, "as many documents as there are"),
     (lab_2_4_5.paired_interval, lambda *a, **k: interval(*a, **k)[::-1], "low < high"),
     (lab_2_4_5.paired_interval, lambda *a, **k: sum(interval(*a, **k)) / 2, "two numbers"),
     (lab_2_4_5.first_and_decode, clocked(unit=1e-3), "you measured"),
     (lab_2_4_5.first_and_decode, clocked(middle=min), "one token that follows"),
+    (lab_2_4_5.first_and_decode, clocked(middle=lambda t: statistics.mean(sorted(t)[1:-1])), "one token that follows"),
     (lab_2_4_5.first_and_decode, clocked(middle=max), "one token that follows"),
     (lab_2_4_5.first_and_decode, clocked(clock=time.process_time), "first token"),
     (lab_2_4_5.first_and_decode, lambda p, s, sync, n, warm=8: clocked()(p, s, sync, n, 8), "of 12"),
@@ -337,12 +350,18 @@ WRONG = [
     (lab_2_4_5.pareto, lambda points: sorted(front(points)), "growing cost"),
     (lab_2_4_5.pareto, lambda points: front({n: p for n, p in points.items() if p[0] > 0}), "expected"),
     (lab_2_4_5.pareto, faulty(front, beats=lambda p, q: p[0] < q[0] and p[1] <= q[1]), "expected"),
+    (lab_2_4_5.pareto, lambda points: front({n: (round(c, 2), round(w, 2)) for n, (c, w) in points.items()}), "exp"),
+    (lab_2_4_5.pareto, faulty(front, beats=lambda p, q: p != q and max(p[0] - q[0], p[1] - q[1]) < 1e-3), "expected"),
+    (lab_2_4_5.pareto, lambda points: front(points)[:12], "expected"),
     (lab_2_4_5.pareto, lambda points: list(points), "expected"),
     (lab_2_4_5.pareto, lambda points: " ".join(front(points)), "expected a list"),
     (lab_2_4_5.pareto, lambda points: len(front(points)), "expected a list"),
+    (lab_2_4_5.decide, lambda t, m, c: decided(t.assign(decode_long_ms=t.decode_long_ms.astype(int)), m, c), "long"),
     (lab_2_4_5.decide, faulty(decided, ties="strict"), "quality"),
     (lab_2_4_5.decide, lambda t, m, c: decided(t, m, 100), "many"),
     (lab_2_4_5.decide, lambda t, m, c: decided(t, 2000.0, c), "many"),
+    (lab_2_4_5.decide, lambda t, m, c: decided(t, m * 2**30 / 1e9, c), "many"),
+    (lab_2_4_5.decide, lambda t, m, c: decided(t, m / 2**30 * 1e9, c), "many"),
     (lab_2_4_5.decide, lambda t, m, c: decided(t.assign(state_bytes=0.5), m, c), "many"),
     (lab_2_4_5.decide, lambda t, m, c: decided(t.assign(weight_bytes=0), m, c), "many"),
     (lab_2_4_5.decide, lambda t, m, c: decided(t.assign(low=t.low - 0.005), m, c), "quality"),

@@ -77,6 +77,15 @@ def merging(weight, A, B, alpha, *, scale=lambda alpha, rank: alpha / rank, sign
 # ---- answers in other styles, all right ----------------------------------------------------------------------------
 
 
+def by_key(model, batch):
+    model.zero_grad()
+    model(**batch)["loss"].backward()
+    silent = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or (p.grad == 0).all())]
+    for p in model.parameters():
+        p.grad = None
+    return silent
+
+
 def by_autograd(model, batch):
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     gradients = torch.autograd.grad(model(**batch).loss, [p for _, p in named], allow_unused=True)
@@ -261,6 +270,25 @@ def stepping(model, batch):
     return found
 
 
+def by_hooks(model, batch):
+    alive = set()
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            p.register_hook(lambda gradient, name=name: alive.add(name) if gradient.any() else None)
+    model.zero_grad()
+    model(**batch).loss.backward()
+    model.zero_grad()
+    return [name for name, p in model.named_parameters() if p.requires_grad and name not in alive]
+
+
+def all_zero(model, rank):
+    adapted = with_lora(model, rank)
+    for name, part in adapted.named_parameters():
+        if "lora_" in name:
+            part.data.zero_()
+    return adapted
+
+
 WRONG = [
     (lab_2_4_6.without_gradient, faulty(no_gradient, zero=False), "zero everywhere teaches nothing"),
     (lab_2_4_6.without_gradient, faulty(no_gradient, none=False), "has None for a gradient"),
@@ -315,8 +343,9 @@ WRONG = [
     ),
     (lab_2_4_6.without_gradient, lambda m, b: len(by_autograd(m, b)), "expected"),
     (lab_2_4_6.without_gradient, in_training_mode, "another mode"),
-    (lab_2_4_6.without_gradient, freezing, "parameters that train"),
-    (lab_2_4_6.without_gradient, stepping, "weights, which stay"),
+    (lab_2_4_6.without_gradient, freezing, "other parameters with requires_grad"),
+    (lab_2_4_6.without_gradient, stepping, "other weights than before"),
+    (lab_2_4_6.without_gradient, by_hooks, "still has a hook"),
     (
         lab_2_4_6.without_gradient,
         lambda m, b: by_autograd(m, {"tokens": b["tokens"], "labels": b["labels"]}),
@@ -341,6 +370,9 @@ WRONG = [
     (lab_2_4_6.adapt, faulty(with_lora, init_lora_weights=False), "before the first step"),
     (lab_2_4_6.adapt, faulty(with_lora, inference_mode=True), "nothing trains"),
     (lab_2_4_6.adapt, faulty(with_lora, targets="all-linear"), "ValueError"),
+    (lab_2_4_6.adapt, lambda model, rank: with_lora(model, rank).double(), "another dtype"),
+    (lab_2_4_6.adapt, faulty(with_lora, lora_bias=True), "two matrices beside"),
+    (lab_2_4_6.adapt, all_zero, "all of the adapter is zero"),
     (lab_2_4_6.adapt, lambda model, rank: model, "expected a PeftModel"),
     (lab_2_4_6.adapt, lambda model, rank: with_lora(model, rank).base_model.model, "expected a PeftModel"),
     (lab_2_4_6.encode, lambda e, t: encoded({**e, "output": e["output"].upper()}, t), "input_ids"),
@@ -348,6 +380,9 @@ WRONG = [
     (lab_2_4_6.encode, lambda e, t: encoded({"input": e["input"], **e}, t), "KeyError"),
     (lab_2_4_6.encode, lambda e, t: {k: torch.tensor(v) for k, v in encoded(e, t).items()}, "lists are meant"),
     (lab_2_4_6.encode, lambda e, t: {k: v[:24] for k, v in encoded(e, t).items()}, "input_ids"),
+    (lab_2_4_6.encode, lambda e, t: {k: v[:2048] for k, v in encoded(e, t).items()}, "input_ids"),
+    (lab_2_4_6.encode, lambda e, t: encoded({**e, "output": e["output"].lower()}, t), "input_ids"),
+    (lab_2_4_6.encode, lambda e, t: encoded({k: v.strip() for k, v in e.items()}, t), "input_ids"),
     (lab_2_4_6.encode, lambda e, t: tuple(encoded(e, t).values()), "expected a dict"),
     (
         lab_2_4_6.encode,
@@ -362,6 +397,7 @@ WRONG = [
     (lab_2_4_6.collate, lambda f, pad: {k: v.int() for k, v in padded(f, pad).items()}, "int64"),
     (lab_2_4_6.collate, lambda f, pad: {k: v.tolist() for k, v in padded(f, pad).items()}, "int64"),
     (lab_2_4_6.collate, lambda f, pad: {k: v[:, :4] for k, v in padded(f, pad).items()}, "shape"),
+    (lab_2_4_6.collate, lambda f, pad: {k: v[:, :512] for k, v in padded(f, pad).items()}, "shape"),
     (lab_2_4_6.collate, lambda f, pad: padded(f, 0), "input_ids"),
     (lab_2_4_6.collate, lambda f, pad: padded(f[:3], pad), "shape"),
     (
@@ -393,6 +429,8 @@ WRONG = [
         lambda W, A, B, alpha: torch.from_numpy(W.numpy() + alpha / len(A) * B.numpy() @ A.numpy()),
         "grad",
     ),
+    (lab_2_4_6.merged, lambda W, A, B, alpha: merging(W, A, B, alpha) if B.any() else W, "a new tensor is meant"),
+    (lab_2_4_6.merged, lambda W, A, B, scaling: merging(W, A, B, scaling), "TypeError"),
     (lab_2_4_6.merged, lambda W, A, B, alpha: W + alpha / A.shape[1] * B @ A, "number of A's rows"),
     (lab_2_4_6.merged, lambda W, A, B, alpha: W + alpha / len(A) * A.T @ B.T, "RuntimeError"),
     (lab_2_4_6.merged, lambda W, A, B, alpha: W + alpha / len(A) * (B.sum(1, keepdim=True) * A.sum(0)), "expected"),
@@ -400,7 +438,14 @@ WRONG = [
 ]
 
 RIGHT = {
-    lab_2_4_6.without_gradient: [no_gradient, by_autograd, by_largest, with_grad_on, lambda *a: tuple(no_gradient(*a))],
+    lab_2_4_6.without_gradient: [
+        no_gradient,
+        by_autograd,
+        by_largest,
+        by_key,
+        with_grad_on,
+        lambda *a: tuple(no_gradient(*a)),
+    ],
     lab_2_4_6.rank_for: [ranked, rank_in_closed_form, rank_by_bisection, rank_as_numpy, rank_as_a_tensor],
     lab_2_4_6.adapt: [with_lora, adapt_without_a_task, adapt_by_pattern, adapt_gaussian, adapt_by_a_model],
     lab_2_4_6.encode: [encoded, encode_as_batch, encode_step_by_step, encode_with_a_mask, encode_by_tensors],
