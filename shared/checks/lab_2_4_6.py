@@ -268,9 +268,11 @@ def _tokenizers():
     """The tokenizer of the lab, the one of the other tiny models, and one whose end of text is another token."""
     from transformers import AutoTokenizer
 
+    options = {"model_max_length": 100_000}  # shorter, it would warn of the long example
     for folder in (finetune.INSTRUCT / "tokenizer", finetune.INSTRUCT.parent / "tokenizer"):
-        yield AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    yield AutoTokenizer.from_pretrained(finetune.INSTRUCT / "tokenizer", eos_token="<unk>", trust_remote_code=False)
+        yield AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    options["eos_token"] = "<unk>"
+    yield AutoTokenizer.from_pretrained(finetune.INSTRUCT / "tokenizer", trust_remote_code=False, **options)
 
 
 @exercise("2.4.6", "ex-encode")
