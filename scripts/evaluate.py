@@ -136,7 +136,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    if "RANK" in os.environ:
-        launch.leave(code)
-    sys.exit(code)
+    if "RANK" in os.environ:  # one of several processes
+        launch.leave(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -102,7 +102,7 @@ def test_with_kernels_installed_the_other_families_have_the_same_sizes_and_run_o
 def test_without_the_remedy_the_stub_crashes_as_the_real_kernels_do(tmp_path):
     """Otherwise the test above would show nothing."""
     done = python(
-        "from shared.machine import kernels\nkernels.by_device = lambda: None\n" + USE, stub_kernels(tmp_path)
+        "from shared.machine import kernels\nkernels.by_device = lambda *models: None\n" + USE, stub_kernels(tmp_path)
     )
     assert "RuntimeError: a CUDA kernel got a CPU tensor" in done.stderr
 
