@@ -41,7 +41,7 @@ SLOW = {
     },
 }
 # Jumps: a lab, and the section that a student goes to after having run all above section 3.
-JUMPS = {"2.4.1": 6, "2.4.2": 5, "2.4.3": 6, "2.4.4": 8, "2.4.5": 4, "2.4.6": 8}
+JUMPS = {"2.4.1": 6, "2.4.2": 6, "2.4.3": 6, "2.4.4": 8, "2.4.5": 4, "2.4.6": 8}
 
 
 # ---- a lab in a shell of its own ------------------------------------------------------------------------------------
@@ -134,7 +134,13 @@ def test_after_a_jump_one_sentence_names_the_sections_to_run_first_and_then_all_
     said, cells = fresh(jump, lab, to)
     assert re.fullmatch(r"\S*`\w+` is not there yet\. Run first: section \d \(.*\)\.\S*", said), said
     assert {name: error for name, (*_, error) in cells.items() if error} == {}
-    assert {name: text for name, (text, *_) in cells.items() if text != came[lab][name][0][0]} == {}
+    texts = {name: (text, came[lab][name][0][0]) for name, (text, *_) in cells.items()}
+    assert {name: text for name, (text, before) in texts.items() if verdict(text) != verdict(before)} == {}
+
+
+def verdict(text: str) -> str:
+    """What a cell printed, without how many exercises were solved before it: after a jump they are others."""
+    return re.sub(r"\n +\d+ of \d+ solved in this lab\.", "", text)
 
 
 # ---- names that pass between cells ----------------------------------------------------------------------------------
