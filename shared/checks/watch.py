@@ -50,6 +50,7 @@ class Answer:
         before = {name: traces(value) for name, value in self._named(args, kwargs).items()}
         grad, kind = torch.is_grad_enabled(), torch.get_default_dtype()
         output = capture_output(stderr=False)
+        seen, spent = None, []
         try:
             with output as seen, bounded(min(self.seconds, self.left)) as spent, interrupts() as interrupted:
                 result = self.function(*args, **kwargs)
@@ -70,8 +71,8 @@ class Answer:
             left = f"{type(error).__name__}, which would have ended the kernel"
             raise Wrong(f"your code raised {left}: give the result back with return.") from None
         finally:
-            self.left = max(self.left - sum(locals().get("spent", ())), TICK)
-            self.printed += getattr(locals().get("seen"), "stdout", "")
+            self.left = max(self.left - sum(spent), TICK)
+            self.printed += seen.stdout if seen else ""
             stayed = torch.is_grad_enabled(), torch.get_default_dtype()
             torch.set_grad_enabled(grad)
             torch.set_default_dtype(kind)
