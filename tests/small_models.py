@@ -68,8 +68,9 @@ def write(folder: Path, kind: str, **options) -> None:
     """Write the small model `kind` into `folder` as save_pretrained does; `options` are passed to it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
+    from shared.models import deepseek
 
+    deepseek.register()
     folder.mkdir(parents=True, exist_ok=True)
     # As in the published configs, what is not said has the class's default.
     config = {**(MIXTRAL if kind == "mixtral" else SMALL[kind]), "vocab_size": 1024, "pad_token_id": 0}
