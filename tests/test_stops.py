@@ -596,18 +596,18 @@ def test_without_weights_what_does_not_need_them_runs_and_nothing_half_measured_
 
 def test_without_weights_make_run_fails_with_the_sentence_and_writes_the_page(no_network, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "shared.notebooks", "run", "--lab", "2.4.3", "--scale", "full"],
+        [sys.executable, "-m", "shared.notebooks", "run", "--lab", "2.4.5", "--scale", "full"],
         cwd=files.ROOT,
         env={**no_network, "COURSE_BUILD": str(tmp_path)},
         capture_output=True,
         text=True,
     )
-    exercises = len(notebooks.answers("2.4.3"))
+    exercises = len(notebooks.answers("2.4.5"))
     assert done.returncode == 1 and f"{exercises} of {exercises}" in done.stdout, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
-    assert "Missing: olmoe-1b-7b is not complete" in last and "13.8 GB" in last
-    notebook = nbformat.read(tmp_path / "executed" / notebooks.path_of("2.4.3").name, as_version=4)
+    assert "Missing: mamba-2.8b is not complete" in last and "11.1 GB" in last
+    notebook = nbformat.read(tmp_path / "executed" / notebooks.path_of("2.4.5").name, as_version=4)
     assert errors(notebook) == []
-    page = (tmp_path / "html" / notebooks.path_of("2.4.3").with_suffix(".html").name).read_text(encoding="utf-8")
-    assert page.count("Missing: olmoe-1b-7b is not complete") == 1
-    assert "Not run: it needs `model`" in page
+    page = (tmp_path / "html" / notebooks.path_of("2.4.5").with_suffix(".html").name).read_text(encoding="utf-8")
+    assert page.count("Missing: mamba-2.8b is not complete") == 1
+    assert "Not run: it needs `documents`" in page
