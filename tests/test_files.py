@@ -158,7 +158,7 @@ WRITES = re.compile(
 
 
 def test_every_other_writer_of_the_course_uses_it():
-    folders = ("shared", "scripts", "data", "labs/solutions")
+    folders = ("shared", "scripts", "labs/solutions")
     sources = [path for folder in folders for path in (files.ROOT / folder).rglob("*.py")]
     writers = {path for path in sources if WRITES.search(path.read_text(encoding="utf-8"))}
     assert {str(path.relative_to(files.ROOT)) for path in writers} == set(ELSEWHERE)

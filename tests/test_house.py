@@ -16,7 +16,7 @@ MODULES = {
     for path in sorted((files.ROOT / "shared").rglob("*.py"))
 }
 ROOMS = {name.split(".")[1] for name in MODULES if "." in name}
-PROGRAMS = [path for folder in ("scripts", "data") for path in sorted((files.ROOT / folder).rglob("*.py"))]
+PROGRAMS = sorted((files.ROOT / "scripts").rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:
@@ -94,6 +94,10 @@ def test_the_package_does_not_import_labs_or_programs():
             if isinstance(node, ast.ImportFrom):
                 modules = [node.module]
             assert not {module.split(".")[0] for module in modules} & programs, name
+
+
+def test_data_holds_no_programs():
+    assert list((files.ROOT / "data").rglob("*.py")) == []
 
 
 def test_the_hub_needs_no_torch():
