@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from shared import memory, models
 from shared.errors import CourseError
-from shared.models import caches, sizes
+from shared.models import caches, cards, sizes
 
 TOKENS = (1, 2, 7, 300)  # 300 fill a window of 16
 # One of each kind of cache: these run with every check, all types with `make test`.
@@ -172,7 +172,7 @@ def test_the_page_of_a_model_has_its_parts_its_cache_and_what_fits(page):
 @pytest.mark.parametrize("name", ["mamba-130m", "olmoe-1b-7b", "kimi-linear-48b-a3b", "gpt-oss-20b", "tiny/jamba"])
 def test_the_parts_of_a_model_add_up_to_its_size(page, name):
     size = models.size(name)
-    model = sizes.on_meta(sizes.published_config(name))
+    model = sizes.on_meta(cards.published_config(name))
     routed = sizes.routed(model)
     found = program.parts(model, routed, sizes.top_k(model.config) if routed else 0)
     assert sum(found.values(), program.Part()) == program.Part(size.total, size.active)
@@ -192,14 +192,14 @@ def test_any_config_that_transformers_knows_has_a_page_and_the_code_that_it_name
         code, out, err = page(f"--config={given}")
         assert (code, err) == (0, "")
         assert "a config.json of type olmoe; the code that it may name (auto_map) is not run" in " ".join(out.split())
-        assert f"{sizes.of_config(sizes.read_config(file)).total:,} parameters" in out
+        assert f"{sizes.of_config(cards.read_config(file)).total:,} parameters" in out
 
 
 def test_of_a_model_with_images_the_text_model_is_counted(tmp_path):
     text = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "llava", "text_config": text}))
-    assert sizes.of_config(sizes.read_config(file)).kv_bytes_per_token == 2 * 2 * 64 * 2
+    assert sizes.of_config(cards.read_config(file)).kv_bytes_per_token == 2 * 2 * 64 * 2
 
 
 def test_a_kernel_that_a_config_names_is_not_fetched_and_a_format_of_weights_not_asked_for(tmp_path):
@@ -213,7 +213,7 @@ def test_a_kernel_that_a_config_names_is_not_fetched_and_a_format_of_weights_not
     file = tmp_path / "config.json"
     for fields in (LLAMA | named, {"model_type": "llava", **named, "text_config": LLAMA | named}):
         file.write_text(json.dumps(fields))
-        assert sizes.of_config(sizes.read_config(file)).kv_bytes_per_token == 2 * 2 * 64 * 2
+        assert sizes.of_config(cards.read_config(file)).kv_bytes_per_token == 2 * 2 * 64 * 2
 
 
 def test_the_kinds_of_a_sparse_cache_add_up(page, tmp_path):

@@ -17,7 +17,7 @@ import torch
 
 from shared import files, models, notebooks, reference, timing
 from shared.machine import guard
-from shared.models.sizes import check_name
+from shared.models.cards import check_name
 
 pytestmark = pytest.mark.slow
 

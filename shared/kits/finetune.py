@@ -33,7 +33,7 @@ from transformers import (
 from shared import data, files, models, results
 from shared.errors import BadInput, DiskFull, NotEnoughMemory
 from shared.machine import guard, pool
-from shared.models import sizes
+from shared.models.cards import published_config
 from shared.units import human
 
 INSTRUCT = files.DATA / "tiny" / "instruct"
@@ -118,7 +118,7 @@ def base(name: str, weights: str = "trained"):
 def on_meta(name: str) -> nn.Module:
     """A model of the course as shapes alone, without memory or download."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(sizes.published_config(name), trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(published_config(name), trust_remote_code=False)
 
 
 def for_memory(architecture: str, scale: str, full: bool) -> nn.Module:
