@@ -131,7 +131,7 @@ reference: setup ## measure speed and memory here, at scale full on a GPU: data/
 tables: setup ## write the computed tables of data/README.md
 	@$(VENV_PYTHON) scripts/tables.py
 
-update: ## get the newest labs; a lab that you changed is kept beside the new one
+update: ## get the newest labs, with what you wrote in them; a lab that you changed is also kept beside the new one
 	@sh scripts/update.sh
 	@$(MAKE) --no-print-directory setup
 
