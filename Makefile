@@ -115,20 +115,20 @@ bench: setup-bench ## time the selective scan beside transformers' reference and
 	@$(ONE_THREAD) $(VENV_PYTHON) scripts/bench.py
 
 tiny: setup ## rebuild the tiny text, tokenizer and models in data/tiny
-	@$(VENV_PYTHON) data/tiny/build.py
+	@$(VENV_PYTHON) scripts/tiny/build.py
 
 curves: setup ## train what lab 2.4.2 compares its short runs with: data/reference/curves.json, data/tiny/recall
-	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/curves.py
+	@$(ONE_THREAD) $(VENV_PYTHON) scripts/reference/curves.py
 
 finetune: setup ## make what lab 2.4.6 starts from: data/tiny/instruct, data/reference/finetune.json
-	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/finetune.py
+	@$(ONE_THREAD) $(VENV_PYTHON) scripts/reference/finetune.py
 
 balance: setup ## train what lab 2.4.4 compares its short runs with: data/reference/balance.json
-	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/balance.py
+	@$(ONE_THREAD) $(VENV_PYTHON) scripts/reference/balance.py
 
 reference: SCALE = full
 reference: setup ## measure speed and memory here, at scale full on a GPU: data/reference/<machine>.json (SCALE=tiny, PART=context, MINUTES=9)
-	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) data/reference/speed.py --scale=$(call quote,$(SCALE)) $(if $(PART),--part=$(call quote,$(PART))) $(if $(MINUTES),--minutes=$(call quote,$(MINUTES)))
+	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) scripts/reference/speed.py --scale=$(call quote,$(SCALE)) $(if $(PART),--part=$(call quote,$(PART))) $(if $(MINUTES),--minutes=$(call quote,$(MINUTES)))
 
 tables: setup ## write the computed tables of data/README.md
 	@$(VENV_PYTHON) scripts/tables.py

@@ -600,7 +600,7 @@ def careless(source: str) -> list[str]:
 def test_no_loading_call_of_the_project_lets_code_of_a_repository_run():
     assert careless("AutoTokenizer.from_pretrained(x)") and careless("datasets.load_dataset(x, trust_remote_code=yes)")
     root = files.ROOT
-    sources = [file for part in ("shared", "scripts", "data", "labs") for file in (root / part).rglob("*.py")]
+    sources = [file for part in ("shared", "scripts", "labs") for file in (root / part).rglob("*.py")]
     sources = {file.relative_to(root): file.read_text() for file in sources}
     for lab in (root / "labs").glob("*.ipynb"):
         cells = [cell.source for cell in nbformat.read(lab, as_version=4).cells if cell.cell_type == "code"]

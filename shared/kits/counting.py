@@ -6,7 +6,6 @@ of the scan's chunk) and grows by the same with every layer, so a long context o
 batch follows from two small ones.
 """
 
-import logging
 import math
 import weakref
 from collections.abc import Iterable, Iterator
@@ -330,7 +329,7 @@ def _trained(name: str, depth: int, length: int, batch: int, dtype, path: str, g
 def _model(name: str, depth: int, dtype):
     from transformers import AutoModelForCausalLM
 
-    logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)  # as `models` has it
+    kernels.by_device()
     config = published_config(name)
     config.num_hidden_layers = depth
     with torch.device("meta"):

@@ -41,9 +41,6 @@ BASES = ("mamba", "transformer")
 SPLITS = ("train", "heldout")
 OLD, NEW = ("copy", "first", "last"), ("swap",)  # what the bases know, and what they have never seen
 
-# peft asks every model for an attribute that transformers renamed; the answer is the same.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-
 # ---- data and models ------------------------------------------------------------------------------------------------
 
 
@@ -101,7 +98,12 @@ def windows(tokenizer, most: int, tokens: int = 256) -> list[dict[str, list[int]
 
 
 def base(name: str, weights: str = "trained"):
-    """(model, tokenizer): a shipped base in float32, or one of the course in bfloat16. Raises as `models.load`."""
+    """(model, tokenizer): a shipped base in float32, or one of the course in bfloat16. Raises as `models.load`.
+
+    From here on a warning goes unsaid: peft asks every model for an attribute that transformers renamed, and the answer
+    is the same.
+    """
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     if name not in BASES:
         model, tokenizer = models.load(name, weights=weights)
         return model, tokenizer or models.tiny_tokenizer()
@@ -212,7 +214,7 @@ def freed_at_once():
 
 
 def quietly(work):
-    """What `work()` returns, without its warnings."""
+    """What `work()` returns, without its warnings; those of later calls are shown as before."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return work()

@@ -6,7 +6,6 @@ up to a window where there is one, and states that stay as they are. Where count
 kind without a formula, there is an error in place of a number.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -64,8 +63,6 @@ def counted(model) -> list[LayerCache]:
     Raises: CourseError where the model cannot run there, or keeps no cache.
     """
     kernels.by_device(model)
-    # That kernels are absent stands in `running.path`; transformers would say it on stderr.
-    logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
     if model._can_set_experts_implementation():
         model.set_experts_implementation("batched_mm")  # the one that asks for no values, in any dtype
     with torch.no_grad(), Answered():

@@ -51,8 +51,9 @@ def check_config(folder: Path) -> None:
     """
     from transformers import AutoConfig
 
-    import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
+    from shared.models import deepseek
 
+    deepseek.register()
     file = folder / "config.json"
     try:
         fields = dict(json.loads(file.read_text()))

@@ -5,7 +5,6 @@ ship with the course. Nothing falls back silently: what cannot be had is one sen
 """
 
 import gc
-import logging
 import weakref
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,9 @@ from shared.models.sizes import TINY, check_name, pick_dtype, published_config, 
 
 def load(name: str, dtype: torch.dtype | str = torch.bfloat16, weights: str = "trained", device=None, bits: int = 16):
     """Load a model, in evaluation mode, after a check that it fits.
+
+    What stays changed in the process: transformers knows DeepSeekMoE and chooses Mamba's kernels by device
+    (`kernels.by_device`); on unified memory torch is capped and the watchdog runs (`guard.protect`).
 
     Args:
         name: one of `MODELS` or `TINY`.
@@ -149,8 +151,6 @@ def from_folder(folder: Path, dtype: torch.dtype, device, **options):
 
 def _registered(model):
     """The model in evaluation mode, known to `unload`."""
-    # That Mamba's kernels are absent stands in `path`, which a lab prints; transformers would repeat it on stderr.
-    logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
     kernels.by_device(model)
     _loaded.add(model)
     return model.eval()

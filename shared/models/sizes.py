@@ -131,8 +131,9 @@ def read_config(file: Path):
     """
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, __version__
 
-    import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
+    from shared.models import deepseek
 
+    deepseek.register()
     try:
         file = file / "config.json" if file.is_dir() else file
         fields = json.loads(file.read_text())
@@ -247,8 +248,9 @@ def published_config(name: str):
     """The transformers config of a model: as published for a full one, as saved for a tiny one. No network."""
     from transformers import AutoConfig
 
-    import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
+    from shared.models import deepseek
 
+    deepseek.register()
     if name in TINY:
         file = files.DATA / name / "config.json"
     else:

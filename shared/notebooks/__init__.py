@@ -5,7 +5,7 @@ what the Makefile calls.
 """
 
 from shared.notebooks.pages import heading, index, render, table
-from shared.notebooks.run import Run, end_with, execute, execute_apart, kernel_manager
+from shared.notebooks.run import Run, execute, execute_apart, kernel_manager
 from shared.notebooks.source import (
     FILES,
     SCALES,
@@ -31,7 +31,6 @@ __all__ = [
     "answers",
     "change_settings",
     "check_scale",
-    "end_with",
     "execute",
     "execute_apart",
     "heading",
