@@ -19,6 +19,8 @@ HEAD =
 PART =
 MINUTES =
 WEIGHTS =
+SUBMISSIONS =
+ISOLATION = bubblewrap
 
 # A value as one word of the shell, whatever is in it.
 quote = '$(subst ','\'',$(1))'
@@ -30,7 +32,7 @@ define line_break
 endef
 as_given = $(eval override $(1) := $$(subst $$(line_break), ,$$(value $(1))))
 GIVEN = PYTHON TORCH_INDEX_URL PORT BROWSER NOTEBOOK_DIR SCALE LAB NAME CLEAR CONFIG JSON MODELS TEXT WINDOW PROCESSES NODES \
-	HEAD PART MINUTES WEIGHTS
+	HEAD PART MINUTES WEIGHTS SUBMISSIONS ISOLATION
 $(foreach name,$(GIVEN),$(if $(filter file,$(origin $(name))),,$(call as_given,$(name))))
 
 VENV_PYTHON = .venv/bin/python
@@ -49,7 +51,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONPLATLIBDIR PYTHONOPTIMIZE PYT
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
 .PHONY: help setup setup-test setup-bench style check lab doctor kernels kernels-remove run solutions fetch cache tables size \
-	test rehearse bench tiny curves update clean evaluate finetune balance reference
+	test rehearse bench tiny curves update clean evaluate finetune balance reference release grade
 
 help:
 	@echo "Commands:"
@@ -130,6 +132,12 @@ reference: setup ## measure speed and memory here, at scale full on a GPU: data/
 
 tables: setup ## write the computed tables of data/README.md
 	@$(VENV_PYTHON) scripts/tables.py
+
+release: setup ## instructors: the course without answers as an archive in build/release/
+	@$(VENV_PYTHON) scripts/release.py
+
+grade: setup ## instructors: judge what students handed in, SUBMISSIONS=folder, into build/grade/ (docs/grading.md)
+	@$(VENV_PYTHON) scripts/grade.py --isolation=$(call quote,$(ISOLATION)) -- $(call quote,$(SUBMISSIONS))
 
 update: ## get the newest labs, with what you wrote in them; a lab that you changed is also kept beside the new one
 	@sh scripts/update.sh
