@@ -52,6 +52,32 @@ def test_the_cache_by_count_and_formula_is_what_a_real_one_holds(model_type):
     compare(model_type)
 
 
+# Types that are not counted here, and why: of the first ones transformers builds or runs no small model in bfloat16 on
+# this machine, of the others models.size says so in place of a number.
+LEFT_OUT = {
+    "dots3_note": "its class takes no config of four layers",
+    "gemma3n": "its vision model needs timm",
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "reads the cache of another model"),
+    "inkling2_text": "its router asks for float32",
+    **dict.fromkeys(("musicgen", "musicgen_melody"), "its decoder has a config of its own"),
+    "blt": "bytes, patches of them, and a cache for each",
+    "cpmant": "every cache holds a learned prompt",
+    "dbrx": "its experts are described in a config inside its own",
+    "deepseek_v4": "attention to compressed stretches of tokens has no formula",
+    "doge": "its experts are rows of an embedding",
+    "hrm_text": "its layers run several times a token",
+    "jetmoe": "its experts hold attention too",
+    "longcat_flash": "some of its experts do nothing",
+    "mllama": "its cross attention keeps nothing without an image",
+    **dict.fromkeys(("openai-gpt", "reformer", "xlm"), "keeps no cache"),
+    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), "its indexer asks for values, which shapes alone have not"),
+    "recurrent_gemma": "keeps its state in its modules",
+    **dict.fromkeys(("rwkv", "xlstm"), "keeps states in a class of its own"),
+    "xlnet": "its memories are no cache of transformers'",
+    "xmod": "its adapters ask for values, which shapes alone have not",
+}
+
+
 @pytest.mark.slow
 def test_every_causal_model_of_transformers_is_counted_right_or_refused_with_its_name(capsys):
     left_out = {}
@@ -68,9 +94,9 @@ def test_every_causal_model_of_transformers_is_counted_right_or_refused_with_its
     covered = len(CAUSAL) - len(left_out)
     with capsys.disabled():
         print(f"\n{covered} of {len(CAUSAL)} types of causal models are counted as a real cache holds; left out:")
-        for model_type, why in left_out.items():
-            print(f"  {model_type}: {why}")
-    assert covered >= 145 and not set(KINDS) & set(left_out)
+        for model_type, said in left_out.items():
+            print(f"  {model_type} ({LEFT_OUT.get(model_type)}): {said}")
+    assert left_out.keys() == LEFT_OUT.keys()
 
 
 def test_a_cache_that_the_formula_does_not_give_is_refused_with_the_type_and_both_numbers(monkeypatch):
