@@ -48,7 +48,6 @@ CHECKS = {
     if hasattr(check, "cell_id")
 }
 RESULTS = {notice.PASSED: rows.SOLVED, notice.FAILED: rows.WRONG, notice.OPEN: rows.OPEN}
-CPU_SECONDS = 15  # of one exercise; its check allows an answer about three
 MEMORY = 2 * 2**30  # bytes that an exercise's process may ask for beside those it begins with
 FILE_BYTES = 64 * 2**20
 PROCESSES = 64
@@ -194,9 +193,9 @@ def judge_submission(channel: socket.socket, folder: Path, job: dict, handle: in
                     ran.add(cell.id)
             say(channel, begins=exercise)
             row = judge_apart(channel, exercise, needed.sources, getattr(copies, source.name_of(exercise)))
-            left = end_children()
+            left = "Processes that it had started were still running." if end_children() else ""
             swept(folder, kept)
-            row["note"] = " ".join(filter(None, [submission.note(exercise), left and f"{left} processes were left."]))
+            row["note"] = " ".join(filter(None, [submission.note(exercise), left]))
         known[exercise] = row["result"]
         say(channel, row=row)
 
@@ -228,7 +227,7 @@ def judge_apart(channel: socket.socket, exercise: str, sources: list[str], own: 
     if written:
         return rows.row(exercise, rows.PATCHED, "The code wrote into the channel of the verdicts.")
     if status == -signal.SIGXCPU:
-        return rows.row(exercise, rows.STOPPED, f"The code was stopped after {CPU_SECONDS} s of the processor.")
+        return rows.row(exercise, rows.STOPPED, rows.TOO_LONG)
     how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended itself (exit code {status})"
     return rows.row(exercise, rows.STOPPED, f"The process {how} before there was a verdict.")
 
@@ -265,7 +264,7 @@ def limit() -> None:
     """Bound this process, and those that it starts, by the kernel."""
     own = psutil.Process().memory_info().vms
     limits = {
-        resource.RLIMIT_CPU: (CPU_SECONDS, CPU_SECONDS + 1),
+        resource.RLIMIT_CPU: (rows.CPU_SECONDS, rows.CPU_SECONDS + 1),
         resource.RLIMIT_AS: (own + MEMORY, own + MEMORY),
         resource.RLIMIT_FSIZE: (FILE_BYTES, FILE_BYTES),
     }
@@ -273,6 +272,7 @@ def limit() -> None:
         limits[resource.RLIMIT_NPROC] = (PROCESSES, PROCESSES)
     for what, bounds in limits.items():
         resource.setrlimit(what, bounds)
+    os.register_at_fork(after_in_child=lambda: os.nice(19))  # a thousand copies do not keep this one from its end
 
 
 def verdict(exercise: str, sources: list[str], judge: Callable) -> dict[str, str]:

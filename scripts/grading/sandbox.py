@@ -25,7 +25,6 @@ from shared.errors import CourseError
 
 START_SECONDS = 600  # to import everything, on a busy machine
 READ_SECONDS = 120  # a notebook, and what the lab has above an exercise
-EXERCISE_SECONDS = 60  # by the clock; of the processor an exercise has judge.CPU_SECONDS
 MEMORY = 3 * 2**30  # bytes that all processes of an exercise may hold beside what they begin with
 DISK = 256 * 2**20
 OUTPUT = 10 * 2**20
@@ -62,13 +61,13 @@ class Sandbox:
 
     def __init__(self, isolated: bool):
         self.channel, theirs = socket.socketpair()
-        self.folder = Path(tempfile.mkdtemp(prefix="grading-"))
+        self.folder = None if isolated else tempfile.mkdtemp(prefix="grading-")
         self.buffer, self.printed, self.errors = b"", 0, b""
         self.begun = 0  # bytes that the judging process holds before it has seen a submission
         root = os.geteuid() == 0
         user = str(USERS[os.getpid() % len(USERS)]) if isolated and root else ""
         judge = [sys.executable, "-m", "grading.judge", str(theirs.fileno()), user]
-        environment = self._environment("/tmp" if isolated else str(self.folder), isolated)
+        environment = self._environment(self.folder or "/tmp", isolated)
         self.process = subprocess.Popen(
             [*(self._wrapped(root, environment) if isolated else ()), *judge],
             env=environment,
@@ -153,7 +152,7 @@ class Sandbox:
                     raise EOFError
                 self.buffer += came
             if time.monotonic() > until:
-                raise Limit("The code was stopped because it took too long.")
+                raise Limit(rows.TOO_LONG)
             if bounded and self.printed > OUTPUT:
                 raise Limit(f"The code was stopped after it had printed {OUTPUT / 2**20:.0f} MiB.")
             if bounded and self.held() - before > MEMORY:
@@ -190,7 +189,8 @@ class Sandbox:
         self.process.wait()
         self.process.stdout.close()
         self.channel.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def judged(sandbox: Sandbox, name: str, handle: int, known: list[dict]) -> tuple[dict, bool, bool]:
@@ -203,7 +203,7 @@ def judged(sandbox: Sandbox, name: str, handle: int, known: list[dict]) -> tuple
     try:
         sandbox.send({"name": name, "known": known}, handle)
         while "ended" not in about:
-            seconds = EXERCISE_SECONDS if current else READ_SECONDS
+            seconds = rows.CLOCK_SECONDS if current else READ_SECONDS
             message = sandbox.message(time.monotonic() + seconds, bounded=True)
             if "begins" in message:
                 current, sandbox.printed = message["begins"], 0
