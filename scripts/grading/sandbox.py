@@ -5,6 +5,7 @@ other process. The kernel bounds each exercise's processor time, memory, files a
 left to bound from outside, time by the clock, memory of all processes together and printed output, is bounded here.
 """
 
+import itertools
 import json
 import os
 import select
@@ -30,6 +31,7 @@ DISK = 256 * 2**20
 OUTPUT = 10 * 2**20
 LOOK = 0.2  # seconds between two looks at time and memory
 USERS = range(61184, 65520)  # nobody's: systemd hands these numbers out to services for a while
+NUMBERS = itertools.count()  # a user for each sandbox: the kernel counts a user's processes together
 SYSTEM = (
     "/usr",
     "/bin",
@@ -65,7 +67,7 @@ class Sandbox:
         self.buffer, self.printed, self.errors = b"", 0, b""
         self.begun = 0  # bytes that the judging process holds before it has seen a submission
         root = os.geteuid() == 0
-        user = str(USERS[os.getpid() % len(USERS)]) if isolated and root else ""
+        user = str(USERS[(os.getpid() + next(NUMBERS)) % len(USERS)]) if isolated and root else ""
         judge = [sys.executable, "-m", "grading.judge", str(theirs.fileno()), user]
         environment = self._environment(self.folder or "/tmp", isolated)
         self.process = subprocess.Popen(
