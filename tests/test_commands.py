@@ -41,8 +41,8 @@ READ = {
     "PORT": (["lab"], ()),
     "BROWSER": (["lab"], ()),
     "NOTEBOOK_DIR": (["lab"], ()),
-    "SCALE": (["run", "fetch", "reference", "run NODES=2 LAB=2.4.6"], ()),
-    "LAB": (["lab", "run", "rehearse", "fetch SCALE=full", "run NODES=2"], ("",)),
+    "SCALE": (["run", "solutions", "site", "fetch", "reference", "run NODES=2 LAB=2.4.6"], ()),
+    "LAB": (["lab", "run", "solutions", "site", "rehearse", "fetch SCALE=full", "run NODES=2"], ("",)),
     "NAME": (["fetch", "size"], ("",)),
     "CLEAR": (["cache"], ("",)),
     "CONFIG": (["size"], ()),
@@ -58,6 +58,7 @@ READ = {
     "WEIGHTS": (["rehearse"], ("",)),
     "SUBMISSIONS": (["grade"], ()),
     "ISOLATION": (["grade"], ()),
+    "STYLE": (["solutions"], ()),
 }
 OF_THE_SETUP = {"PYTHON", "TORCH_INDEX_URL"}  # tests/test_setup.py
 
