@@ -19,6 +19,8 @@ HEAD =
 PART =
 MINUTES =
 WEIGHTS =
+SUBMISSIONS =
+ISOLATION = bubblewrap
 STYLE = open
 
 # A value as one word of the shell, whatever is in it.
@@ -31,7 +33,7 @@ define line_break
 endef
 as_given = $(eval override $(1) := $$(subst $$(line_break), ,$$(value $(1))))
 GIVEN = PYTHON TORCH_INDEX_URL PORT BROWSER NOTEBOOK_DIR SCALE LAB NAME CLEAR CONFIG JSON MODELS TEXT WINDOW PROCESSES NODES \
-	HEAD PART MINUTES WEIGHTS STYLE
+	HEAD PART MINUTES WEIGHTS SUBMISSIONS ISOLATION STYLE
 $(foreach name,$(GIVEN),$(if $(filter file,$(origin $(name))),,$(call as_given,$(name))))
 
 VENV_PYTHON = .venv/bin/python
@@ -49,8 +51,8 @@ MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONPLATLIBDIR PYTHONOPTIMIZE PYTHONINSPECT PYTHONUSERBASE
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
-.PHONY: help setup setup-test setup-bench setup-site style check lab doctor kernels kernels-remove run solutions site fetch cache tables size \
-	test rehearse bench tiny curves update clean evaluate finetune balance reference
+.PHONY: help setup setup-test setup-bench setup-site style check lab doctor kernels kernels-remove run solutions site fetch \
+	cache tables size test rehearse bench tiny curves update clean evaluate finetune balance reference release grade
 
 help:
 	@echo "Commands:"
@@ -120,25 +122,31 @@ bench: setup-bench ## time the selective scan beside transformers' reference and
 	@$(ONE_THREAD) $(VENV_PYTHON) scripts/bench.py
 
 tiny: setup ## rebuild the tiny text, tokenizer and models in data/tiny
-	@$(VENV_PYTHON) data/tiny/build.py
+	@$(VENV_PYTHON) scripts/tiny/build.py
 
 curves: setup ## train what lab 2.4.2 compares its short runs with: data/reference/curves.json, data/tiny/recall
-	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/curves.py
+	@$(ONE_THREAD) $(VENV_PYTHON) scripts/reference/curves.py
 
 finetune: setup ## make what lab 2.4.6 starts from: data/tiny/instruct, data/reference/finetune.json
-	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/finetune.py
+	@$(ONE_THREAD) $(VENV_PYTHON) scripts/reference/finetune.py
 
 balance: setup ## train what lab 2.4.4 compares its short runs with: data/reference/balance.json
-	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/balance.py
+	@$(ONE_THREAD) $(VENV_PYTHON) scripts/reference/balance.py
 
 reference: SCALE = full
 reference: setup ## measure speed and memory here, at scale full on a GPU: data/reference/<machine>.json (SCALE=tiny, PART=context, MINUTES=9)
-	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) data/reference/speed.py --scale=$(call quote,$(SCALE)) $(if $(PART),--part=$(call quote,$(PART))) $(if $(MINUTES),--minutes=$(call quote,$(MINUTES)))
+	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) scripts/reference/speed.py --scale=$(call quote,$(SCALE)) $(if $(PART),--part=$(call quote,$(PART))) $(if $(MINUTES),--minutes=$(call quote,$(MINUTES)))
 
 tables: setup ## write the computed tables of data/README.md
 	@$(VENV_PYTHON) scripts/tables.py
 
-update: ## get the newest labs; a lab that you changed is kept beside the new one
+release: setup ## instructors: the course without answers as an archive in build/release/
+	@$(VENV_PYTHON) scripts/release.py
+
+grade: setup ## instructors: judge what students handed in, SUBMISSIONS=folder, into build/grade/ (docs/grading.md)
+	@$(VENV_PYTHON) scripts/grade.py --isolation=$(call quote,$(ISOLATION)) -- $(call quote,$(SUBMISSIONS))
+
+update: ## get the newest labs, with what you wrote in them; a lab that you changed is also kept beside the new one
 	@sh scripts/update.sh
 	@$(MAKE) --no-print-directory setup
 

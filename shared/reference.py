@@ -1,6 +1,6 @@
 """What `make reference` measured on machines of the course, to lay over what a lab measures here.
 
-data/reference/<machine>.json has the points of a machine, by scale; data/reference/speed.py writes and describes it.
+data/reference/<machine>.json has the points of a machine, by scale; scripts/reference/speed.py writes and describes it.
 """
 
 import json

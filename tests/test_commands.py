@@ -56,6 +56,8 @@ READ = {
     "PART": (["reference SCALE=tiny"], ("",)),
     "MINUTES": (["reference SCALE=tiny"], ("1.5", HUGE, "")),
     "WEIGHTS": (["rehearse"], ("",)),
+    "SUBMISSIONS": (["grade"], ()),
+    "ISOLATION": (["grade"], ()),
     "STYLE": (["solutions"], ()),
 }
 OF_THE_SETUP = {"PYTHON", "TORCH_INDEX_URL"}  # tests/test_setup.py

@@ -1,5 +1,6 @@
 """A file is written whole or not at all, also on a disk that fills, and by two programs at once."""
 
+import contextlib
 import re
 import resource
 import subprocess
@@ -14,13 +15,18 @@ from shared.errors import CourseError
 from shared.notebooks import __main__ as command
 
 
-@pytest.fixture
-def full():
-    """No file of this process can grow beyond 1,000 bytes: a real write fails halfway, as on a full disk."""
+@contextlib.contextmanager
+def full_disk():
+    """No file of this process can grow beyond 1,000 bytes: a real write fails halfway, as on a full disk.
+
+    No fixture: pytest writes its own output before it takes a fixture down.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -60,18 +66,17 @@ def notebook(folder):
 
 
 @pytest.mark.parametrize("kind", [page, index, table, kept, notebook])
-def test_on_a_full_disk_what_was_there_stays_and_one_sentence_is_said(build, kind, request):
+def test_on_a_full_disk_what_was_there_stays_and_one_sentence_is_said(build, kind):
     path, write = kind(build)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("the old one")
-    request.getfixturevalue("full")
-    with pytest.raises(CourseError, match="could not be written"):
+    with full_disk(), pytest.raises(CourseError, match="could not be written"):
         write()
     assert [(file, file.read_text()) for file in build.rglob("*") if file.is_file()] == [(path, "the old one")]
 
 
-def test_the_sentence_names_the_file_the_reason_and_the_remedy(build, full):
-    with pytest.raises(CourseError) as raised:
+def test_the_sentence_names_the_file_the_reason_and_the_remedy(build):
+    with full_disk(), pytest.raises(CourseError) as raised:
         files.write(build / "a.txt", "x" * 2000)
     said = str(raised.value)
     assert str(build / "a.txt") in said and "File too large" in said and "make room" in said
@@ -153,7 +158,7 @@ WRITES = re.compile(
 
 
 def test_every_other_writer_of_the_course_uses_it():
-    folders = ("shared", "scripts", "data", "labs/solutions")
+    folders = ("shared", "scripts", "labs/solutions")
     sources = [path for folder in folders for path in (files.ROOT / folder).rglob("*.py")]
     writers = {path for path in sources if WRITES.search(path.read_text(encoding="utf-8"))}
     assert {str(path.relative_to(files.ROOT)) for path in writers} == set(ELSEWHERE)

@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import finetune as program
 import numpy as np
 import pytest
 import torch
@@ -21,9 +22,6 @@ from transformers import AutoTokenizer, Trainer, TrainerCallback
 from shared import data, files, models, notebooks, scan
 from shared.errors import BadInput, DiskFull
 from shared.kits import finetune
-
-sys.path.insert(0, str(files.ROOT / "data" / "reference"))
-import finetune as program
 
 REFERENCE = json.loads(program.OUT.read_text())
 ANSWERS = notebooks.solution("2.4.6")

@@ -256,7 +256,7 @@ def test_held_out_documents_say_the_same(said):
 
 
 def test_the_lab_agrees_with_the_report_that_came_with_the_model(said):
-    """data/tiny/claims.py counts with other code, the start of the document included."""
+    """scripts/tiny/claims.py counts with other code, the start of the document included."""
     report = json.loads((files.DATA / "tiny/report.json").read_text())["models"]["olmoe"]["experts"]
     for layer, row in by_layer(said["replicate"]).items():
         assert row[0] == pytest.approx(report[layer]["mutual_information"], rel=0.03)

@@ -2,8 +2,8 @@
 
 import math
 import re
-import sys
 
+import balance as program
 import numpy as np
 import pytest
 import scipy.stats
@@ -12,12 +12,8 @@ from conftest import numbers, published_bytes
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from shared import data, models, notebooks
-from shared.files import ROOT
 from shared.kits import moe
 from shared.models.sizes import published_config
-
-sys.path.insert(0, str(ROOT / "data" / "reference"))
-import balance as program
 
 pytestmark = pytest.mark.slow
 

@@ -2,8 +2,8 @@
 
 import json
 import statistics
-import sys
 
+import balance as program
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.olmoe.modeling_olmoe import OlmoeTopKRouter
 
 from shared import experts, notebooks
-from shared.files import ROOT
 from shared.kits import moe
-
-sys.path.insert(0, str(ROOT / "data" / "reference"))
-import balance as program
 
 SHIPPED = json.loads(program.OUT.read_text())
 RUNS = SHIPPED["runs"]

@@ -106,8 +106,12 @@ def test_show_displays_an_image_with_alternative_text_and_closes_the_figure(monk
     assert base64.b64decode(image).startswith(b"\x89PNG") and image in data["text/html"]
     assert html.unescape(re.search('alt="([^"]*)"', data["text/html"])[1]) == data["text/plain"]
     assert data["text/plain"] == 'A line that rises, "quickly" & <far>.'
+    assert plots.faults(data[plots.DRAWN]) == []
+    ((line,),) = data[plots.DRAWN]
+    left, bottom, right, top = line.pop("reaches")
+    assert 0 < left < 0.1 and 0 < bottom < 0.1 and 0.7 < right < 1 and 0.7 < top < 1
     seen = {"kind": "Line2D", "label": "Mamba", "points": 2, "finite": 2, "smallest": 1, "largest": 3, "repeated": 0}
-    assert data[plots.DRAWN] == [[seen]] and plots.faults(data[plots.DRAWN]) == []
+    assert line == seen
     assert plt.get_fignums() == []
 
 
@@ -118,6 +122,14 @@ BROKEN = {
     "an x that comes twice": lambda ax: plots.curves(ax, {"a": ([1, 2, 2], [1, 2, 3], "mamba")}),
     "a matrix with a hole": lambda ax: plots.heat(ax, [[1.0, float("nan")]], "share"),
     "nothing": lambda ax: plots.level(ax, 1.0, "chance"),
+    "a line above the axes": lambda ax: (ax.plot([1, 2], [1, 2]), ax.plot([1, 2], [8, 9]), ax.set_ylim(0, 3)),
+    "a bar beside the axes": lambda ax: (ax.bar([1, 5], [1, 2]), ax.set_xlim(0, 3)),
+    "an axis of powers over far too much": lambda ax: (
+        ax.plot([100, 130], [1, 2]),
+        ax.set_xlim(1e-3, 200),
+        ax.set_xscale("log"),
+    ),
+    "an axis that begins far away": lambda ax: (ax.plot([1, 2], [101, 102]), ax.set_ylim(0, 110)),
 }
 
 

@@ -9,17 +9,15 @@ import sys
 import time
 
 import pandas as pd
+import points
 import psutil
 import pytest
+import speed
 import torch
 
 from shared import files, models, notebooks, reference, timing
 from shared.machine import guard
-from shared.models.sizes import check_name
-
-sys.path.insert(0, str(files.ROOT / "data" / "reference"))
-import points
-import speed
+from shared.models.cards import check_name
 
 pytestmark = pytest.mark.slow
 
@@ -112,7 +110,7 @@ def test_layers_are_refused_before_a_byte_is_taken(monkeypatch):
 def copy(tmp_path_factory):
     """The course without what is derived, so that nothing is written into this one."""
     folder = tmp_path_factory.mktemp("course")
-    for name in ("shared", "data", "labs"):
+    for name in ("shared", "scripts", "data", "labs"):
         shutil.copytree(files.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (folder / "data/reference").glob(f"{reference.slug()}.json"):
         file.unlink()
@@ -121,7 +119,7 @@ def copy(tmp_path_factory):
 
 def start(copy, *arguments) -> subprocess.Popen:
     env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "COURSE_BUILD": str(copy / "build")}
-    command = [sys.executable, copy / "data/reference/speed.py", "--scale", "tiny", *arguments]
+    command = [sys.executable, copy / "scripts/reference/speed.py", "--scale", "tiny", *arguments]
     return subprocess.Popen(
         command,
         env=env,
@@ -256,7 +254,7 @@ def test_a_part_whose_process_ends_at_once_is_left_and_not_begun_for_ever(copy):
     stale = copy / f"build/reference/{reference.slug()}-tiny/batch/tiny_mamba-False-256-1.running"
     stale.parent.mkdir(parents=True)
     stale.touch()  # from a process that was killed
-    broken = copy / "data" / "reference" / "parts.py"
+    broken = copy / "scripts" / "reference" / "parts.py"
     text = broken.read_text()
     broken.write_text(text + "\nimport sys\nif '--until' in sys.argv:\n    raise OSError('no driver')\n")
     out, _ = (process := start(copy, "--part", "batch")).communicate(timeout=300)

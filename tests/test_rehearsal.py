@@ -148,7 +148,7 @@ def figure(*axes) -> nbformat.NotebookNode:
     return nbformat.v4.new_output("display_data", {"image/png": "...", plots.DRAWN: list(axes)})
 
 
-LINE = {"kind": "Line2D", "label": "mamba", "points": 3, "finite": 3, "repeated": 0}
+LINE = {"kind": "Line2D", "label": "mamba", "points": 3, "finite": 3, "repeated": 0, "reaches": [0, 0, 1, 1]}
 
 
 def test_a_figure_without_data_a_page_on_stderr_and_a_red_check_are_faults():

@@ -19,6 +19,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -653,6 +654,76 @@ def test_an_update_beside_another_one_changes_nothing(course_and_student):
     assert update(student).returncode == 0
 
 
+def cells(**sources: str) -> str:
+    """A lab as its file, of one code cell for each name."""
+    made = [nbformat.v4.new_code_cell(source, id=name.replace("_", "-")) for name, source in sources.items()]
+    return nbformat.writes(nbformat.v4.new_notebook(cells=made)) + "\n"
+
+
+OLD = {"title": "print('first edition')", "ex_area": "def area(x):\n    raise NotImplementedError", "end": "print(1)"}
+NEW = OLD | {"title": "print('second edition')", "more": "print(2)"}
+WORK = {"ex_area": "def area(x):\n    return x * x"}
+
+
+@pytest.fixture
+def lab_of_both(course_and_student) -> tuple[Path, Path]:
+    """A course and a student with a lab that is a notebook, changed on both sides, and other changes of the course."""
+    course, student = course_and_student
+    edition(course, {"labs/lab-1.ipynb": cells(**OLD), "old.txt": "old\n", "a *.txt": "first\n"})
+    assert update(student).returncode == 0
+    edition(course, {"labs/lab-1.ipynb": cells(**NEW), "old.txt": None, "a *.txt": "second\n", "sub/new.txt": "new\n"})
+    (student / "labs" / "lab-1.ipynb").write_text(cells(**OLD | WORK))
+    return course, student
+
+
+def is_updated(course: Path, student: Path) -> None:
+    """The lab has the update and the student's work, and everything else is the course's."""
+    assert (student / "labs" / "lab-1.ipynb").read_text() == cells(**NEW | WORK)
+    assert git(student, "rev-parse", "HEAD") == git(course, "rev-parse", "HEAD")
+    assert git(student, "status", "--porcelain", "--untracked-files=no") == " M labs/lab-1.ipynb\n"
+    assert cells(**OLD | WORK) in {copy.read_text() for copy in (student / "labs").glob("my-lab-1-*.ipynb")}
+
+
+def test_a_lab_that_both_changed_has_the_update_and_the_work(lab_of_both):
+    course, student = lab_of_both
+    result = update(student)
+    assert result.returncode == 0, result.stderr
+    assert "labs/lab-1.ipynb has the update and your work" in result.stdout
+    is_updated(course, student)
+    before = snapshot(student)
+    assert update(student).returncode == 0 and snapshot(student) == before, "a second update has nothing to do"
+
+
+@pytest.mark.parametrize("moment", ["before reset", "after reset", "before merge", "in merge", "after merge"])
+def test_an_update_that_is_killed_leaves_the_work_and_the_next_one_goes_on(lab_of_both, moment):
+    course, student = lab_of_both
+    when, command = moment.split()
+    die = "kill -9 0"  # the whole session: the update and what it has started
+    real = shutil.which("git")
+    halfway = f"{real} show @{{upstream}}:'a *.txt' >'a *.txt'; mkdir sub; echo new >sub/new.txt; rm old.txt"
+    then = {"before": die, "after": f'{real} "$@"; {die}', "in": f"{halfway}; touch .git/index.lock; {die}"}[when]
+    executable(student.parent / "bin" / "git", f'[ "$1" != {command} ] || {{ {then}; }}\nexec {real} "$@"')
+    path = f"{student.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    killed = subprocess.run(
+        ["sh", "scripts/update.sh"], cwd=student, env=os.environ | {"PATH": path}, start_new_session=True
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert (student / "labs" / "lab-1.ipynb").read_text() in (cells(**OLD | WORK), cells(**NEW | WORK))
+    result = update(student)
+    assert result.returncode == 0, result.stderr
+    is_updated(course, student)
+
+
+def test_a_lab_that_is_no_notebook_any_more_is_kept_and_the_new_one_comes(lab_of_both):
+    _, student = lab_of_both
+    conflict = "<<<<<<< HEAD\n" + cells(**OLD) + ">>>>>>> theirs\n"
+    (student / "labs" / "lab-1.ipynb").write_text(conflict)
+    result = update(student)
+    assert result.returncode == 0 and "no notebook that can be merged" in result.stdout, result.stderr
+    assert (student / "labs" / "lab-1.ipynb").read_text() == cells(**NEW)
+    assert [copy.read_text() for copy in (student / "labs").glob("my-lab-1-*.ipynb")] == [conflict]
+
+
 # What a student and the course may do between two updates, as (who, what, which file).
 FILES = ("labs/lab-1.ipynb", "labs/lab-2.ipynb", "labs/é 3.ipynb", "labs/sub/lab-1.ipynb", "notes.txt", "sub/deep.txt")
 DEEDS = st.lists(
@@ -754,6 +825,9 @@ def test_update_of_a_clone_with_commits_of_its_own_changes_nothing(course_and_st
     result = update(student)
     assert result.returncode != 0 and "git pull --rebase" in result.stderr
     assert (student / "labs" / "lab-1.ipynb").read_text() == "my answers\n"
+    git(student, *re.search(r"git (reset \w+)", result.stderr)[1].split())
+    assert update(student).returncode == 0
+    assert "my answers\n" in texts(student)
 
 
 def test_update_without_its_remote_says_so(course_and_student):

@@ -124,8 +124,8 @@ def test_ctrl_c_ends_a_run_with_one_line_and_leaves_nothing_half_written(times, 
 @pytest.mark.parametrize("system", ["linux", "darwin"])
 def test_a_child_ends_with_its_parent_on_every_system(system, parent):
     """A real grandchild, whose parent is killed; "darwin" takes the way without prctl."""
-    child = f"import os, sys, time; from shared import notebooks; sys.platform = {system!r}; "
-    child += f"notebooks.end_with(os.getppid() if {parent!r} == 'lives' else 1 << 30); print(os.getpid(), flush=True); "
+    child = f"import os, sys, time; from shared.machine import process; sys.platform = {system!r}; "
+    child += f"process.end_with(os.getppid() if {parent!r} == 'lives' else 1 << 30); print(os.getpid(), flush=True); "
     child += "time.sleep(60)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     main = subprocess.Popen([sys.executable, "-c", code], cwd=files.ROOT, stdout=subprocess.PIPE, text=True)
@@ -515,17 +515,23 @@ def test_a_deleted_exercise_and_a_deleted_end_name_the_cell_and_the_remedy(labs)
 
 
 @pytest.fixture(scope="module")
-def without_weights(no_network, tmp_path_factory) -> tuple[dict[str, list[dict]], list[Path]]:
-    """What each cell of each lab showed at scale full without weights and network, and the files that were saved.
+def small(no_network, tmp_path_factory) -> dict[str, str]:
+    """An environment without network in which random weights have the shapes of the rehearsal's stand-ins.
 
-    Random weights have the shapes of the rehearsal's stand-ins: the published ones take minutes on a CPU.
+    The published ones take minutes on a CPU.
     """
     stand_ins.write_configs(configs := tmp_path_factory.mktemp("configs"))
+    return {**no_network, "COURSE_MODELS": str(configs)}
+
+
+@pytest.fixture(scope="module")
+def without_weights(small, tmp_path_factory) -> tuple[dict[str, list[dict]], list[Path]]:
+    """What each cell of each lab showed at scale full without weights and network, and the files that were saved."""
     build = tmp_path_factory.mktemp("build")
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("without_weights.py")],
         cwd=files.ROOT,
-        env={**no_network, "COURSE_MODELS": str(configs), "COURSE_BUILD": str(build)},
+        env={**small, "COURSE_BUILD": str(build)},
         capture_output=True,
         text=True,
     )
@@ -594,20 +600,20 @@ def test_without_weights_what_does_not_need_them_runs_and_nothing_half_measured_
     assert saved == []
 
 
-def test_without_weights_make_run_fails_with_the_sentence_and_writes_the_page(no_network, tmp_path):
+def test_without_weights_make_run_fails_with_the_sentence_and_writes_the_page(small, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "shared.notebooks", "run", "--lab", "2.4.3", "--scale", "full"],
+        [sys.executable, "-m", "shared.notebooks", "run", "--lab", "2.4.5", "--scale", "full"],
         cwd=files.ROOT,
-        env={**no_network, "COURSE_BUILD": str(tmp_path)},
+        env={**small, "COURSE_BUILD": str(tmp_path)},
         capture_output=True,
         text=True,
     )
-    exercises = len(notebooks.answers("2.4.3"))
+    exercises = len(notebooks.answers("2.4.5"))
     assert done.returncode == 1 and f"{exercises} of {exercises}" in done.stdout, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
-    assert "Missing: olmoe-1b-7b is not complete" in last and "13.8 GB" in last
-    notebook = nbformat.read(tmp_path / "executed" / notebooks.path_of("2.4.3").name, as_version=4)
+    assert "Missing: mamba-2.8b is not complete" in last and re.search(r"fetches [\d.]+ [MG]B into", last)
+    notebook = nbformat.read(tmp_path / "executed" / notebooks.path_of("2.4.5").name, as_version=4)
     assert errors(notebook) == []
-    page = (tmp_path / "html" / notebooks.path_of("2.4.3").with_suffix(".html").name).read_text(encoding="utf-8")
-    assert page.count("Missing: olmoe-1b-7b is not complete") == 1
-    assert "Not run: it needs `model`" in page
+    page = (tmp_path / "html" / notebooks.path_of("2.4.5").with_suffix(".html").name).read_text(encoding="utf-8")
+    assert page.count("Missing: mamba-2.8b is not complete") == 1
+    assert "Not run: it needs `documents`" in page

@@ -1,9 +1,9 @@
 """The tasks have the answers they say, the small model is Mamba's block, and the shipped curves and models hold."""
 
 import json
-import sys
 from functools import partial
 
+import curves as program
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,8 @@ from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from shared.errors import BadInput
-from shared.files import ROOT
 from shared.kits import tasks
 from shared.scan import selective_scan
-
-sys.path.insert(0, str(ROOT / "data" / "reference"))
-import curves as program
 
 CURVES = json.loads(program.OUT.read_text())
 SELECTS = {name: selects for name, selects in program.VARIANTS.items() if selects is not None}

@@ -6,21 +6,20 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
+import claims
 import numpy as np
 import pytest
 import torch
+import train
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from shared.files import ROOT
+
 pytestmark = pytest.mark.slow
 
-TINY = Path(__file__).resolve().parents[1] / "data/tiny"
-sys.path.insert(0, str(TINY))
-
-import claims  # noqa: E402
-import train  # noqa: E402
+TINY = ROOT / "data/tiny"
 
 NAMES = tuple(train.RECIPES)
 MOE = ("olmoe", "olmoe-collapsed", "deepseek-moe", "jamba")
@@ -318,7 +317,8 @@ def test_a_short_build_learns_reports_and_repeats_the_shipped_tokenizer(tmp_path
     leftover = tmp_path / ".building-transformer"
     leftover.mkdir()
     (leftover / "model.safetensors").write_text("of a run that was stopped")
-    command = [sys.executable, str(TINY / "build.py"), "--only", "transformer", "--steps", "60", "--out", str(tmp_path)]
+    program = ROOT / "scripts" / "tiny" / "build.py"
+    command = [sys.executable, program, "--only", "transformer", "--steps", "60", "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "60/60" in done.stderr and "transformer" in done.stdout

@@ -5,16 +5,13 @@ import doctest
 import itertools
 import re
 import statistics
-import sys
 from pathlib import Path
 
+import grammar
+import lexicon
 import pytest
 
 TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
-sys.path.insert(0, str(TINY))
-
-import grammar  # noqa: E402
-import lexicon  # noqa: E402
 
 DOMAINS = tuple(grammar.DOMAINS)
 PROSE = ("creative_writing", "scientific_explanation", "summarisation")

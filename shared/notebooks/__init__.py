@@ -6,7 +6,7 @@ renders them, `python -m shared.notebooks` is what the Makefile calls.
 
 from shared.notebooks.pages import UNSOLVED, build, heading, table, unsolved
 from shared.notebooks.record import Run
-from shared.notebooks.run import end_with, execute, execute_apart, kernel_manager
+from shared.notebooks.run import execute, execute_apart, kernel_manager
 from shared.notebooks.source import (
     FILES,
     SCALES,
@@ -34,7 +34,6 @@ __all__ = [
     "build",
     "change_settings",
     "check_scale",
-    "end_with",
     "execute",
     "execute_apart",
     "heading",

@@ -1,6 +1,5 @@
 """Execute labs with papermill, each on a fresh kernel in a process of its own."""
 
-import ctypes
 import functools
 import multiprocessing
 import os
@@ -8,7 +7,6 @@ import re
 import resource
 import signal
 import sys
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from shared import files
 from shared.errors import BadInput, CourseError
+from shared.machine.process import end_with
 from shared.notebooks import record
 from shared.notebooks.notice import passed
 from shared.notebooks.record import Run
@@ -62,7 +61,7 @@ def execute(
     made_from = record.made_from(notebook, parameters)
     folder = folder or EXECUTED
     out = folder / path_of(lab).name
-    ends_with_us = f"__import__('shared.notebooks').notebooks.end_with({os.getpid()})"
+    ends_with_us = f"__import__('shared.machine.process').machine.process.end_with({os.getpid()})"
     solves_for_nobody = "__import__('os').environ['COURSE_PROGRESS'] = 'off'"
     start, error = time.perf_counter(), ""
     with files.replacing(out) as partial:  # a run that is interrupted leaves the last whole one in its place
@@ -109,24 +108,6 @@ def kernel_manager() -> type:
                 await super()._async_interrupt_kernel()
 
     return Manager
-
-
-def end_with(parent: int) -> None:
-    """From here on this process, a child of process `parent`, ends when that one does, also by SIGKILL.
-
-    Linux sees to it, at once. Elsewhere a thread looks twice a second.
-    """
-    if sys.platform == "linux" and ctypes.CDLL(None).prctl(1, signal.SIGKILL) == 0:  # 1: PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it has ended before
-            os._exit(1)
-        return
-
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=look, name="end with parent", daemon=True).start()
 
 
 def execute_apart(lab: str, scale: str) -> Run:

@@ -39,38 +39,62 @@ def drawn(fig) -> list[list[dict]]:
     return [[found for artist in ax.get_children() if (found := _numbers(ax, artist))] for ax in with_data]
 
 
+LEAST = 0.15  # of the width and of the height of its axes: what a panel's data have to take up
+
+
 def faults(figure: list[list[dict]]) -> list[str]:
-    """What is wrong with a figure, from what `drawn` says: no data, a series without points, gaps, an x drawn twice."""
+    """What is wrong with a figure, from what `drawn` says, a sentence each.
+
+    No data, a series without points or with gaps, an x drawn twice, a series that lies outside its axes, a panel whose
+    data stand in a corner of it.
+    """
     found = ["a figure without data"] * (not any(figure))
     for number, axes in enumerate(figure):
+        panel = f"panel {number + 1}"
         for part in axes:
-            name = f"panel {number + 1}, {part['label'] or part['kind']}"
+            name = f"{panel}, {part['label'] or part['kind']}"
             if not part["points"]:
                 found.append(f"{name}: nothing is drawn")
             elif part["finite"] < part["points"]:
                 found.append(f"{name}: {part['points'] - part['finite']} of {part['points']} values are no numbers")
+            elif not part["reaches"]:
+                found.append(f"{name}: all {part['points']} values lie outside the axes")
             if part["repeated"]:
                 found.append(f"{name}: {part['repeated']} x values come twice")
+        boxes = np.array([part["reaches"] for part in axes if part["reaches"]])
+        if len(boxes):
+            taken = boxes[:, 2:].max(0) - boxes[:, :2].min(0)
+            found += [
+                f"{panel}: what is drawn stands in {share:.0%} of the {side}"
+                for share, side in zip(taken, ("width", "height"), strict=True)
+                if 0 < share < LEAST  # 0: one value alone
+            ]
     return found
 
 
 def _numbers(ax, artist) -> dict | None:
-    """{kind, label, points, finite, smallest, largest, repeated} of one artist that shows data, else None."""
+    """{kind, label, points, finite, smallest, largest, repeated, reaches} of one artist that shows data, else None.
+
+    reaches: [left, bottom, right, top] of what lies inside the axes, in shares of their width and height, or [].
+    """
     if artist is ax.patch or artist.get_transform() in (ax.get_xaxis_transform(), ax.get_yaxis_transform()):
         return None
     repeated = 0
     if isinstance(artist, Line2D):
         x, y = (np.asarray(part, float) for part in artist.get_data(orig=False))
-        values = np.where(np.isfinite(x), y, np.nan)
+        places, values = np.column_stack([x, y]), np.where(np.isfinite(x), y, np.nan)
         if artist.get_linestyle() != "None":  # marks alone may stand above one another
             repeated = len(x) - len(np.unique(x))
     elif isinstance(artist, AxesImage):
+        left, right, bottom, top = artist.get_extent()
+        places = np.array([(left, bottom), (right, top)])
         values = np.ma.filled(np.ma.asarray(artist.get_array(), float), np.nan)
     elif isinstance(artist, Collection):
         paths = [path.vertices for path in artist.get_paths()]
         values = np.concatenate(paths)[:, 1] if paths else np.empty(0)
+        places = artist.get_datalim(ax.transData).get_points()
     elif isinstance(artist, Rectangle):
-        values = np.array([artist.get_width(), artist.get_height()])
+        places, values = artist.get_bbox().get_points(), np.array([artist.get_width(), artist.get_height()])
     else:
         return None
     finite = values[np.isfinite(values)]
@@ -83,4 +107,17 @@ def _numbers(ax, artist) -> dict | None:
         "smallest": float(f"{finite.min():.6g}") if finite.size else None,
         "largest": float(f"{finite.max():.6g}") if finite.size else None,
         "repeated": repeated,
+        "reaches": _reaches(ax, places, solid=not isinstance(artist, Line2D)),
     }
+
+
+def _reaches(ax, places: np.ndarray, solid: bool) -> list[float]:
+    """See `_numbers`; places: points (n, 2) in units of the data, of a solid shape two corners."""
+    places = places[np.isfinite(places).all(1)]
+    with np.errstate(divide="ignore"):
+        shares = ax.transAxes.inverted().transform(ax.transData.transform(places))
+    shares = shares[np.isfinite(shares).all(1)]  # 0 is nowhere on a logarithmic axis
+    if solid and len(shares) and (shares.max(0) >= 0).all() and (shares.min(0) <= 1).all():
+        shares = shares.clip(0, 1)
+    inside = shares[((shares > -0.01) & (shares < 1.01)).all(1)]
+    return [round(float(edge), 3) for edge in (*inside.min(0), *inside.max(0))] if len(inside) else []

@@ -1,9 +1,9 @@
 """Measure speed and memory of the course's models on this machine (`make reference`): data/reference/<machine>.json.
 
-    python data/reference/speed.py                   everything, at scale full; an interrupted call goes on
-    python data/reference/speed.py --part context    one part
-    python data/reference/speed.py --minutes 9       begin no point later than that; the same call goes on
-    python data/reference/speed.py --scale tiny      the same with models that ship, on any CPU, in some minutes
+    python scripts/reference/speed.py                   everything, at scale full; an interrupted call goes on
+    python scripts/reference/speed.py --part context    one part
+    python scripts/reference/speed.py --minutes 9       begin no point later than that; the same call goes on
+    python scripts/reference/speed.py --scale tiny      the same with models that ship, on any CPU, in some minutes
 
 Weights are random: the shapes are the published ones, nothing is downloaded, and neither speed nor memory depends on
 what a text says. Each part runs in a process of its own, so that it starts with all memory and on one path of the scan.

@@ -1,8 +1,8 @@
 """Rebuild what data/tiny ships: text, tokenizer, the six checkpoints and report.json (`make tiny`).
 
-    python data/tiny/build.py                     everything, two models at a time
-    python data/tiny/build.py --only mamba olmoe  these models, on the text and tokenizer that are there
-    python data/tiny/build.py --steps 60 --out D  a short version somewhere else
+    python scripts/tiny/build.py                     everything, two models at a time
+    python scripts/tiny/build.py --only mamba olmoe  these models, on the text and tokenizer that are there
+    python scripts/tiny/build.py --steps 60 --out D  a short version somewhere else
 
 A model is trained, saved and measured in a folder of its own and moved into place at the end, so a run that is stopped
 leaves whole checkpoints only, and a second run starts cleanly.
@@ -21,7 +21,7 @@ from pathlib import Path
 from shared import files
 from shared.notebooks import commands
 
-HERE = Path(__file__).resolve().parent
+TINY = files.DATA / "tiny"
 SLOWEST_FIRST = ("mamba", "jamba", "olmoe-collapsed", "transformer", "deepseek-moe", "olmoe")
 # One thread each: on small machines two threads per process are slower than one. And glibc keeps what is freed: giving
 # a training step's large buffers back to the system and faulting them in again costs a quarter of the time.
@@ -131,12 +131,11 @@ def table(out: Path) -> str:
 
 @commands.program("Interrupted: the models that are finished are in place.")
 def main(arguments: list[str] | None = None) -> None:
-    sys.path.insert(0, str(HERE))
     parser = commands.Parser(__doc__)
     model, steps = commands.one_of("--only", SLOWEST_FIRST), commands.whole("--steps")
     parser.add_argument("--only", type=model, nargs="+", metavar="MODEL", help="train these models only")
     parser.add_argument("--steps", type=steps, help="optimisation steps (default: those of the shipped models)")
-    parser.add_argument("--out", type=Path, default=HERE, help="where the results go (default: data/tiny)")
+    parser.add_argument("--out", type=Path, default=TINY, help="where the results go (default: data/tiny)")
     parser.add_argument("--slot", type=int, help="of the progress bar, in a process that trains one model")
     arguments = parser.parse_args(arguments)
     out, only = arguments.out.resolve(), arguments.only
@@ -144,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
         train_one(only[0], out, arguments.steps, arguments.slot)
         return
 
-    held = commands.alone("make tiny", files.BUILD / "tiny" if out == HERE else out)  # noqa: F841  until the program ends
+    held = commands.alone("make tiny", files.BUILD / "tiny" if out == TINY else out)  # noqa: F841  until the program ends
     import train
 
     steps = arguments.steps or train.STEPS

@@ -1,6 +1,6 @@
 """Train what lab 2.4.4 shows beside its own short runs: one small Mixture of Experts, balanced in five ways, or not.
 
-    python data/reference/balance.py          (`make balance`) writes balance.json
+    python scripts/reference/balance.py          (`make balance`) writes balance.json
 
 Every run is kept in build/balance/ as it ends, with its settings, and a second call takes from there what has the same
 ones: an interrupted call goes on where it was. After a change of code or versions, `make clean` comes first.
@@ -20,7 +20,6 @@ thing: the router does not learn (`frozen`), or each token goes to one expert, w
 import math
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 from parts import compact, keep
@@ -30,7 +29,7 @@ from shared import data, files, notebooks, results
 from shared.kits import moe
 from shared.notebooks import commands
 
-PARTS, OUT = files.BUILD / "balance", Path(__file__).with_name("balance.json")
+PARTS, OUT = files.BUILD / "balance", files.DATA / "reference" / "balance.json"
 SEEDS = (0, 1, 2)
 SETTINGS = {"steps": 400, "size": 20, "weight": 0.02, "u": 0.002}
 VARIANTS = ("none", "pooled", "layer", "sequence", "bias", "frozen", "top-1")

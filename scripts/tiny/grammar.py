@@ -1,4 +1,4 @@
-"""Write the text of the tiny models: `python data/tiny/grammar.py` fills data/tiny/text, with the same bytes each time.
+"""Write the text of the tiny models: `python scripts/tiny/grammar.py` fills data/tiny/text, always with the same bytes.
 
 Seven probabilistic grammars, one per domain (`grammars/`), written for this course. A domain's held-out documents put
 the words of its training documents into new sentences: a document is redrawn if it has a long sentence that training
@@ -23,7 +23,7 @@ DOMAINS = {
     "summarisation": summary,
 }
 BYTES = {"train": 145_000, "heldout": 17_500}  # per domain
-FOLDER = Path(__file__).resolve().parent / "text"
+FOLDER = files.DATA / "tiny" / "text"
 LENGTH = range(100, 901)  # characters of a document
 
 

@@ -1,6 +1,6 @@
 """Make the instructions and the two base models of lab 2.4.6, and the runs that it shows beside its own.
 
-    python data/reference/finetune.py        (`make finetune`) writes data/tiny/instruct/ and finetune.json
+    python scripts/reference/finetune.py        (`make finetune`) writes data/tiny/instruct/ and finetune.json
 
 The base models are trained on the old skills alone, on pairs of words; a fifth of all pairs is held out, the same for
 every skill. The runs fine-tune on the new skill with the lab's own answers (labs/solutions). Each is kept in
@@ -24,7 +24,6 @@ import shutil
 import sys
 import zlib
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +46,7 @@ from shared.kits import finetune
 from shared.notebooks import commands
 from shared.scan import in_transformers
 
-HERE = Path(__file__).resolve().parent
-OUT, PARTS = HERE / "finetune.json", files.BUILD / "finetune-runs"
+OUT, PARTS = files.DATA / "reference" / "finetune.json", files.BUILD / "finetune-runs"
 SEEDS = (0, 1, 2)
 STEPS, BATCH, EVALUATIONS = 200, 32, 8
 PRETRAINING = {"steps": 500, "lr": 3e-3}

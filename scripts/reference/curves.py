@@ -1,6 +1,6 @@
 """Train what lab 2.4.2 shows beside its own short runs, and the recall models that ship.
 
-    python data/reference/curves.py          (`make curves`) writes curves.json, and data/tiny/recall/
+    python scripts/reference/curves.py          (`make curves`) writes curves.json, and data/tiny/recall/
 
 Every run is kept in build/curves/ as it ends, with its settings, and a second call takes from there what has the same
 ones: an interrupted call goes on where it was. After a change of code or versions, `make clean` comes first.
@@ -28,7 +28,6 @@ import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from parts import compact, keep
@@ -36,11 +35,11 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, JambaConfig, Mamba
 from transformers.utils import logging
 
 from shared import files, models, results
-from shared.files import BUILD
+from shared.files import BUILD, DATA
 from shared.kits import tasks
 from shared.notebooks import commands
 
-PARTS, OUT = BUILD / "curves", Path(__file__).with_name("curves.json")
+PARTS, OUT = BUILD / "curves", DATA / "reference" / "curves.json"
 SEEDS = (0, 1, 2)
 VARIANTS = {"none": (), "delta": ("delta",), "BC": ("B", "C"), "all": ("delta", "B", "C"), "attention": None}
 
