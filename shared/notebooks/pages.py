@@ -164,7 +164,7 @@ def origin(run: Run) -> str:
         f"with at most {run.peak_bytes / 1e9:.2f} GB of memory, on {run.machine}.",
         f"{versions}.",
         f"Commit {run.commit or 'unknown'}.",
-        f"{run.passed} of {run.checks} checks passed.",
+        f"{run.passed} of {run.checks} checks of the solved lab passed.",
     ]
     return " ".join([*said, f"Not whole: {run.error}"] if run.error else said)
 
