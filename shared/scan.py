@@ -207,8 +207,25 @@ def selective_scan(
     return (y, last.transpose(1, 2)) if return_last_state else y
 
 
-MIXERS = {"mamba": "MambaMixer", "falcon_mamba": "FalconMambaMixer", "jamba": "JambaMambaMixer"}
-_given: ContextVar[Tensor | None] = ContextVar("the state with which the mixer that is running starts", default=None)
+# Families whose scan starts from zero, whatever the cache holds, and their mixers.
+MIXERS = {
+    "mamba": "MambaMixer",
+    "falcon_mamba": "FalconMambaMixer",
+    "jamba": "JambaMambaMixer",
+    "zamba": "ZambaMambaMixer",
+}
+# Is a cache of a family with a state exact when it goes on by several tokens? tests/test_scan.py measures each.
+CONTINUES = {
+    **dict.fromkeys(MIXERS, "inside in_transformers"),
+    **dict.fromkeys(("mamba2", "nemotron_h", "granitemoehybrid", "falcon_h1", "zamba2"), "always"),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "kimi_linear"), "always"),
+    **dict.fromkeys(("minimax", "bailing_hybrid", "lfm2", "lfm2_moe", "lfm3", "zaya"), "always"),
+    **dict.fromkeys(("qwen4_exp_text", "inkling_text", "inkling2_text"), "always"),
+    "bamba": "with position_ids",  # it counts them from zero at each call; `generate` gives them
+}
+_given: ContextVar[Iterator[Tensor] | None] = ContextVar("the states with which the scans that follow start")
+_blocks: set[object] = set()  # that are open; they may end in another order than they began
+_restored = ExitStack()
 
 
 def _carrying(call):
@@ -217,7 +234,11 @@ def _carrying(call):
 
     def carry(mixer, *args, **kwargs):
         cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
-        before = _given.set(None if cache is None else cache.get_recurrent_state(mixer.layer_idx))
+        state = None if cache is None else cache.get_recurrent_state(mixer.layer_idx)
+        states = None
+        if state is not None:  # Zamba's has heads, which are scanned one after another
+            states = iter(state.unbind(1) if state.ndim == 4 else [state])
+        before = _given.set(states)
         try:
             return call(mixer, *args, **kwargs)
         finally:
@@ -230,30 +251,45 @@ def _resuming(implementation):
     """What stands in the library's scan's place: this module's where a state is at hand, else `implementation`."""
 
     def scan(*args, use_mambapy=None, use_associative_scan=None, **kwargs):
-        if (state := _given.get()) is None:
+        if (states := _given.get(None)) is None:
             return implementation(*args, **kwargs)
-        return selective_scan(*args, **kwargs, initial_state=state)
+        return selective_scan(*args, **kwargs, initial_state=next(states))
 
     return scan
 
 
+def _give() -> None:
+    """Put this scan in the library's scan's place, until `_restored` is closed."""
+    kernels.by_device()
+    for family, name in MIXERS.items():
+        module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+        fast = kernels.chosen(module.mamba_selective_scan)
+        scan = _resuming(kernels.choose(fast, selective_scan) if kernels.is_kernel(fast) else selective_scan)
+        _restored.enter_context(patch.object(module, "mamba_selective_scan", scan))
+        mixer = getattr(module, name)
+        _restored.enter_context(patch.object(mixer, "__call__", _carrying(mixer.__call__)))
+
+
 @one_block
-def in_transformers() -> Iterator[None]:
-    """Give this scan to transformers' Mamba, FalconMamba and Jamba, whose own loop is slow, trains in O(T^2), and drops
-    the state when a filled cache is continued by more than one token.
+def in_transformers() -> Iterator[dict[str, str]]:
+    """Give this scan to transformers' Mamba, FalconMamba, Jamba and Zamba, whose own loop is slow, trains in O(T^2),
+    and drops the state when a filled cache is continued by more than one token.
 
     Inside, chunked prefill, a conversation continued from its cache and Jamba's `generate(prefill_chunk_size=)` are
     exact. (`generate(cache_params=)` of the two Mambas takes the new tokens only, here as outside.) With gradient
     checkpointing the backward belongs inside too: it runs the forward again. Where mamba-ssm's kernel runs, it still
     does every scan from zero; one that starts from a state, which the kernel cannot, is this one.
+
+    What follows `as` is CONTINUES: {family with a state: "inside in_transformers", "always" or "with position_ids"},
+    when a cache of it that goes on by several tokens is exact.
     """
-    kernels.by_device()
-    with ExitStack() as restored:
-        for family, name in MIXERS.items():
-            module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-            fast = kernels.chosen(module.mamba_selective_scan)
-            scan = _resuming(kernels.choose(fast, selective_scan) if kernels.is_kernel(fast) else selective_scan)
-            restored.enter_context(patch.object(module, "mamba_selective_scan", scan))
-            mixer = getattr(module, name)
-            restored.enter_context(patch.object(mixer, "__call__", _carrying(mixer.__call__)))
-        yield
+    block = object()
+    _blocks.add(block)
+    try:
+        if len(_blocks) == 1:
+            _give()
+        yield CONTINUES
+    finally:
+        _blocks.remove(block)
+        if not _blocks:
+            _restored.close()

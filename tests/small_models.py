@@ -68,8 +68,9 @@ def write(folder: Path, kind: str, **options) -> None:
     """Write the small model `kind` into `folder` as save_pretrained does; `options` are passed to it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
+    from shared.models import deepseek
 
+    deepseek.register()
     folder.mkdir(parents=True, exist_ok=True)
     # As in the published configs, what is not said has the class's default.
     config = {**(MIXTRAL if kind == "mixtral" else SMALL[kind]), "vocab_size": 1024, "pad_token_id": 0}
@@ -91,8 +92,8 @@ NARROW = {
     **dict.fromkeys(("decoder_layers", "encoder_layers", "num_key_value_heads"), 2),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "top_k_experts"), 2),
-    **dict.fromkeys(("n_group", "topk_group"), 1),
-    **dict.fromkeys(("sliding_window", "attention_chunk_size", "head_dim"), 16),
+    **dict.fromkeys(("n_group", "num_expert_group", "topk_group"), 1),
+    **dict.fromkeys(("sliding_window", "attention_chunk_size", "chunk_size", "mamba_chunk_size", "head_dim"), 16),
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim"), 16),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), 512),
     "qk_rope_head_dim": 8,
@@ -115,7 +116,10 @@ GATED_DELTANET = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
+INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8}
+INDEXER |= {"indexer_compress_ratio": 4}
 KIMI_DELTA = {"layer_types": ALTERNATING, "linear_num_heads": 4, "linear_head_dim": 16}
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 TWICE_AS_WIDE = {"attention_hidden_size": 128, "attention_head_dim": 32, "n_mamba_heads": 8}
 # What else a type needs, because its fields have to fit each other.
 OWN = {
@@ -123,11 +127,14 @@ OWN = {
     "bamba": MAMBA2 | {"attn_layer_indices": [2]},
     "big_bird": {"attention_type": "original_full", "pad_token_id": None},
     "codegen": {"rotary_dim": 16},
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), ROPE)},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "ernie4_5_moe": {"moe_k": 2},
     "falcon_h1": MAMBA2 | {"mamba_d_ssm": 128},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 16},
     "gptj": {"rotary_dim": 16},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
     "granitemoehybrid": MAMBA2 | {"layer_types": ALTERNATING},
     "jamba": {"attn_layer_period": 4, "attn_layer_offset": 2, "mamba_dt_rank": 4},
     "kimi_linear": KIMI_DELTA,
@@ -142,6 +149,8 @@ OWN = {
     "qwen3_5_moe_text": GATED_DELTANET,
     "qwen3_5_text": GATED_DELTANET,
     "qwen3_next": GATED_DELTANET,
+    "qwen4_exp": GATED_DELTANET | INDEXER,
+    "qwen4_exp_text": GATED_DELTANET | INDEXER,
     "reformer": {"axial_pos_embds_dim": [32, 32], "attn_layers": ["local", "local"], "axial_pos_shape": [16, 32]},
     "roformer": {"pad_token_id": None},
     "rwkv": {"attention_hidden_size": 64},

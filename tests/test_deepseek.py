@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from shared.models import deepseek
 
+deepseek.register()
+
 # A published config.json of transformers 4 (deepseek-ai/deepseek-moe-16b-base), with small sizes.
 PUBLISHED = {
     "architectures": ["DeepseekForCausalLM"],
@@ -199,7 +201,8 @@ def test_code_that_comes_with_a_checkpoint_is_never_executed(checkpoint, consent
 
 
 def test_registering_twice_is_harmless(checkpoint):
-    importlib.reload(deepseek)
+    importlib.reload(deepseek).register()
+    deepseek.register()
     config = AutoConfig.from_pretrained(checkpoint)
     assert type(config) is deepseek.DeepseekConfig
     assert type(AutoModelForCausalLM.from_pretrained(checkpoint)) is deepseek.DeepseekForCausalLM

@@ -18,11 +18,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.mamba import modeling_mamba
 
-import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
 from shared import experts, models, scan
 from shared.errors import BadInput, CourseError
 from shared.files import DATA
-from shared.models.sizes import TINY
+from shared.models import deepseek
+from shared.models.cards import TINY
+
+deepseek.register()
 
 # ---- every architecture of the registry, tiny -----------------------------------------------------------------------
 

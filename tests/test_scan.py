@@ -9,15 +9,20 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from small_models import shrunk
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, Cache, FalconMambaConfig, JambaConfig, MambaConfig
+from transformers.cache_utils import get_layer_types_and_kwargs
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from transformers.models.falcon_mamba import modeling_falcon_mamba
 from transformers.models.jamba import modeling_jamba
 from transformers.models.mamba import modeling_mamba
+from transformers.models.zamba import modeling_zamba
 
 from shared import models, scan
 from shared.kits import profiles
 from shared.machine import kernels
+from shared.models.running import STATE_ONLY
 
 REFERENCE = modeling_mamba.mamba_selective_scan
 
@@ -278,7 +283,12 @@ CONFIGS = {
     "falcon_mamba": FalconMambaConfig(**TINY),
     "jamba": JambaConfig(**TINY, **JAMBA),
 }
-MODULES = {"mamba": modeling_mamba, "falcon_mamba": modeling_falcon_mamba, "jamba": modeling_jamba}
+MODULES = {
+    "mamba": modeling_mamba,
+    "falcon_mamba": modeling_falcon_mamba,
+    "jamba": modeling_jamba,
+    "zamba": modeling_zamba,
+}
 
 
 @pytest.fixture(params=CONFIGS)
@@ -446,10 +456,25 @@ def traces():
 
 def test_transformers_is_restored_even_after_an_error():
     before = traces()
-    assert len(before) == 3
+    assert len(before) == 4
     with pytest.raises(RuntimeError, match="inside"), scan.in_transformers(), scan.in_transformers():
         assert all(now[0] is not then[0] and now[2] for now, then in zip(traces(), before, strict=True))
         raise RuntimeError("inside")
+    assert traces() == before
+
+
+def test_blocks_that_end_in_another_order_than_they_began_leave_nothing_behind(model):
+    before = traces()
+    first, second = scan.in_transformers(), scan.in_transformers()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    logits, _ = read(model, IDS, [13, 27])
+    second.__exit__(None, None, None)
+    torch.testing.assert_close(logits, whole(model), atol=1e-4, rtol=1e-4)
+    assert traces() == before
+    with scan.in_transformers():
+        assert traces() != before
     assert traces() == before
 
 
@@ -487,6 +512,75 @@ def test_a_kernel_keeps_what_starts_from_zero_and_the_scan_takes_what_continues(
     assert calls == 3 * [30]  # once per layer, and not for the second piece
     torch.testing.assert_close(on_cpu, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+# ---- every family with a state -------------------------------------------------------------------------------------
+
+
+def families() -> list[str]:
+    """The types of causal models that keep a state in transformers' Cache, by the layers of their configs."""
+    found = []
+    for model_type in CAUSAL:
+        try:
+            kinds, _ = get_layer_types_and_kwargs(shrunk(model_type).get_text_config(decoder=True))
+        except Exception:  # transformers' own classes, which build no small config of this type
+            continue
+        if {"linear_attention", "conv", "hybrid", "hybrid_sliding"} & set(kinds):
+            found.append(model_type)
+    return found
+
+
+def with_a_state_that_counts(model_type: str):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(shrunk(model_type), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("dt_bias", "dt_proj.bias", "dt_proj_bias")):
+                weight.uniform_(-5, -2)
+            elif weight.ndim > 1 and "A_log" not in name:
+                weight.normal_(0, 0.4 if "conv" in name else 0.2)
+    return model
+
+
+@torch.no_grad()
+def error(model, positions: bool) -> float:
+    """Of 40 tokens in pieces of 7, 13 and 20 against one forward, as a share of the largest logit."""
+    cache, logits = None, []
+    start = 0
+    for piece in IDS.split([7, 13, 20], 1):
+        end = start + piece.shape[1]
+        given = {"position_ids": torch.arange(start, end).expand(len(piece), -1)} if positions else {}
+        name = "cache_params" if model.config.model_type in STATE_ONLY else "past_key_values"
+        output = model(piece, use_cache=True, **given, **({name: cache} if cache else {}))
+        cache, start = cache_of(output), end
+        logits.append(output.logits)
+    expected = model(IDS, use_cache=False).logits
+    return ((torch.cat(logits, 1) - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", scan.CONTINUES)
+def test_a_cache_of_this_family_goes_on_exactly_where_in_transformers_says_so(family):
+    model = with_a_state_that_counts(family)
+    exact = {}
+    with scan.in_transformers() as said:
+        exact["inside in_transformers"] = error(model, positions=False) < 1e-4
+    exact["always"] = error(model, positions=False) < 1e-4
+    if family not in STATE_ONLY:
+        exact["with position_ids"] = error(model, positions=True) < 1e-4
+    when = {
+        "always": {"inside in_transformers": True, "always": True, "with position_ids": True},
+        "inside in_transformers": {"inside in_transformers": True, "always": False, "with position_ids": False},
+        "with position_ids": {"inside in_transformers": False, "always": False, "with position_ids": True},
+    }
+    assert exact.items() <= when[said[family]].items()
+
+
+@pytest.mark.slow
+def test_every_family_with_a_state_is_named_there_or_has_a_reason():
+    """Types that share the text model of another are that one's; of recurrent_gemma no caller gets the cache."""
+    with_images = {"qwen3_5", "qwen3_5_moe", "qwen4_exp"}
+    assert set(families()) - with_images - {"recurrent_gemma"} == set(scan.CONTINUES)
 
 
 # ---- kinds of numbers ------------------------------------------------------------------------------------------------

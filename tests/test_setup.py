@@ -19,6 +19,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,8 +59,10 @@ def write_wheel(folder: Path, name: str, version: str, files: dict[str, bytes]) 
 def wheels(tmp_path_factory) -> Path:
     """Everything that pyproject.toml names as an empty wheel, and the real setuptools, which builds the course."""
     folder = tmp_path_factory.mktemp("wheels")
-    requirements = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
-    for requirement in requirements:
+    extras = PROJECT["optional-dependencies"]
+    for requirement in PROJECT["dependencies"] + extras["site"] + extras["test"]:
+        if requirement_name(requirement) == PROJECT["name"]:  # an extra that takes another in
+            continue
         version = re.search(r"[=>]=([\d.]+)", requirement).group(1)
         name = requirement_name(requirement)
         write_wheel(folder, name, version, {"torch/__init__.py": b""} if name == "torch" else {})
@@ -168,7 +171,7 @@ def only_these_tools(folder: Path, monkeypatch, *names: str) -> Path:
 def test_bare_make_lists_every_command_and_only_commands_that_exist():
     listed = re.findall(r"^  make ([a-z-]+) +\S", make(ROOT).stdout, re.MULTILINE)
     commands = """
-        setup lab run solutions evaluate fetch cache doctor size kernels kernels-remove check test rehearse bench
+        setup lab run solutions site evaluate fetch cache doctor size kernels kernels-remove check test rehearse bench
         tiny curves finetune balance reference tables update clean
     """
     assert listed == commands.split()
@@ -176,12 +179,23 @@ def test_bare_make_lists_every_command_and_only_commands_that_exist():
         assert make(ROOT, "--dry-run", target).returncode == 0, target
 
 
-def test_readme_names_only_commands_that_exist():
-    text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
-    assert {"lab", "run", "solutions", "test"} <= named
-    for target in named:
-        assert make(ROOT, "--dry-run", target).returncode == 0, f"README names make {target}"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands_named(page: Path) -> set[str]:
+    return set(re.findall(r"(?:^|`|=\S+ )make ([a-z-]+)", page.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_text_names_only_commands_that_exist(page):
+    for target in commands_named(page):
+        assert make(ROOT, "--dry-run", target).returncode == 0, f"{page.name} names make {target}"
+
+
+def test_the_page_of_commands_has_every_one_and_the_readme_the_first_ones():
+    listed = set(re.findall(r"^  make ([a-z-]+)", make(ROOT).stdout, re.MULTILINE))
+    assert commands_named(ROOT / "docs" / "commands.md") == listed
+    assert {"lab", "run", "site", "solutions", "test"} <= commands_named(ROOT / "README.md")
 
 
 def test_first_screen_of_the_readme_has_the_two_commands():
@@ -223,13 +237,18 @@ def test_setup_installs_the_course_with_torch_first_and_without_the_tools_of_the
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.index("Installing torch==") < result.stdout.index("Installing -e .")
     assert {requirement_name(requirement) for requirement in PROJECT["dependencies"]} <= installed(clone)
-    assert "playwright" not in installed(clone)
+    assert not {"playwright", "sphinx"} & installed(clone)
     subprocess.run([clone / ".venv/bin/python", "-c", "import shared"], cwd="/", check=True)
+
+    pages = make(clone, "setup-site")
+    assert pages.returncode == 0 and "Making .venv" not in pages.stdout
+    assert "sphinx" in installed(clone) and "playwright" not in installed(clone)
+    assert make(clone, "setup").stdout == ""
 
     tools = make(clone, "setup-test")
     assert tools.returncode == 0 and "Making .venv" not in tools.stdout
-    assert "playwright" in installed(clone)
-    assert make(clone, "setup").stdout == ""
+    assert {"playwright", "sphinx"} <= installed(clone)
+    assert make(clone, "setup").stdout == make(clone, "setup-site").stdout == ""
 
 
 def test_second_call_has_nothing_to_do(ready_clone):
@@ -408,10 +427,11 @@ def test_a_python_for_which_there_are_no_wheels_is_named_and_refused(kind, clone
     assert f"is Python {kind}, and the course needs" in stop_sentence(make(clone, "setup", f"PYTHON={odd}"))
 
 
-def test_readme_names_the_pythons_that_are_taken():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/setup.md", "docs/first-week.md"])
+def test_the_text_names_the_pythons_that_are_taken(page):
     named = f"{', '.join(taken_pythons()[:-1])} or {taken_pythons()[-1]}"
-    assert f"Python {named}, on Linux" in text and f"no Python {named} was found" in text
+    found = re.findall(r"Python (3\.\d+,[^()]*? or 3\.\d+)", (ROOT / page).read_text())
+    assert found and set(found) == {named}
 
 
 OTHERS = [number for number in taken_pythons() if number != "{}.{}".format(*sys.version_info)]
@@ -634,6 +654,76 @@ def test_an_update_beside_another_one_changes_nothing(course_and_student):
     assert update(student).returncode == 0
 
 
+def cells(**sources: str) -> str:
+    """A lab as its file, of one code cell for each name."""
+    made = [nbformat.v4.new_code_cell(source, id=name.replace("_", "-")) for name, source in sources.items()]
+    return nbformat.writes(nbformat.v4.new_notebook(cells=made)) + "\n"
+
+
+OLD = {"title": "print('first edition')", "ex_area": "def area(x):\n    raise NotImplementedError", "end": "print(1)"}
+NEW = OLD | {"title": "print('second edition')", "more": "print(2)"}
+WORK = {"ex_area": "def area(x):\n    return x * x"}
+
+
+@pytest.fixture
+def lab_of_both(course_and_student) -> tuple[Path, Path]:
+    """A course and a student with a lab that is a notebook, changed on both sides, and other changes of the course."""
+    course, student = course_and_student
+    edition(course, {"labs/lab-1.ipynb": cells(**OLD), "old.txt": "old\n", "a *.txt": "first\n"})
+    assert update(student).returncode == 0
+    edition(course, {"labs/lab-1.ipynb": cells(**NEW), "old.txt": None, "a *.txt": "second\n", "sub/new.txt": "new\n"})
+    (student / "labs" / "lab-1.ipynb").write_text(cells(**OLD | WORK))
+    return course, student
+
+
+def is_updated(course: Path, student: Path) -> None:
+    """The lab has the update and the student's work, and everything else is the course's."""
+    assert (student / "labs" / "lab-1.ipynb").read_text() == cells(**NEW | WORK)
+    assert git(student, "rev-parse", "HEAD") == git(course, "rev-parse", "HEAD")
+    assert git(student, "status", "--porcelain", "--untracked-files=no") == " M labs/lab-1.ipynb\n"
+    assert cells(**OLD | WORK) in {copy.read_text() for copy in (student / "labs").glob("my-lab-1-*.ipynb")}
+
+
+def test_a_lab_that_both_changed_has_the_update_and_the_work(lab_of_both):
+    course, student = lab_of_both
+    result = update(student)
+    assert result.returncode == 0, result.stderr
+    assert "labs/lab-1.ipynb has the update and your work" in result.stdout
+    is_updated(course, student)
+    before = snapshot(student)
+    assert update(student).returncode == 0 and snapshot(student) == before, "a second update has nothing to do"
+
+
+@pytest.mark.parametrize("moment", ["before reset", "after reset", "before merge", "in merge", "after merge"])
+def test_an_update_that_is_killed_leaves_the_work_and_the_next_one_goes_on(lab_of_both, moment):
+    course, student = lab_of_both
+    when, command = moment.split()
+    die = "kill -9 0"  # the whole session: the update and what it has started
+    real = shutil.which("git")
+    halfway = f"{real} show @{{upstream}}:'a *.txt' >'a *.txt'; mkdir sub; echo new >sub/new.txt; rm old.txt"
+    then = {"before": die, "after": f'{real} "$@"; {die}', "in": f"{halfway}; touch .git/index.lock; {die}"}[when]
+    executable(student.parent / "bin" / "git", f'[ "$1" != {command} ] || {{ {then}; }}\nexec {real} "$@"')
+    path = f"{student.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    killed = subprocess.run(
+        ["sh", "scripts/update.sh"], cwd=student, env=os.environ | {"PATH": path}, start_new_session=True
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert (student / "labs" / "lab-1.ipynb").read_text() in (cells(**OLD | WORK), cells(**NEW | WORK))
+    result = update(student)
+    assert result.returncode == 0, result.stderr
+    is_updated(course, student)
+
+
+def test_a_lab_that_is_no_notebook_any_more_is_kept_and_the_new_one_comes(lab_of_both):
+    _, student = lab_of_both
+    conflict = "<<<<<<< HEAD\n" + cells(**OLD) + ">>>>>>> theirs\n"
+    (student / "labs" / "lab-1.ipynb").write_text(conflict)
+    result = update(student)
+    assert result.returncode == 0 and "no notebook that can be merged" in result.stdout, result.stderr
+    assert (student / "labs" / "lab-1.ipynb").read_text() == cells(**NEW)
+    assert [copy.read_text() for copy in (student / "labs").glob("my-lab-1-*.ipynb")] == [conflict]
+
+
 # What a student and the course may do between two updates, as (who, what, which file).
 FILES = ("labs/lab-1.ipynb", "labs/lab-2.ipynb", "labs/é 3.ipynb", "labs/sub/lab-1.ipynb", "notes.txt", "sub/deep.txt")
 DEEDS = st.lists(
@@ -735,6 +825,9 @@ def test_update_of_a_clone_with_commits_of_its_own_changes_nothing(course_and_st
     result = update(student)
     assert result.returncode != 0 and "git pull --rebase" in result.stderr
     assert (student / "labs" / "lab-1.ipynb").read_text() == "my answers\n"
+    git(student, *re.search(r"git (reset \w+)", result.stderr)[1].split())
+    assert update(student).returncode == 0
+    assert "my answers\n" in texts(student)
 
 
 def test_update_without_its_remote_says_so(course_and_student):

@@ -124,8 +124,8 @@ def test_ctrl_c_ends_a_run_with_one_line_and_leaves_nothing_half_written(times, 
 @pytest.mark.parametrize("system", ["linux", "darwin"])
 def test_a_child_ends_with_its_parent_on_every_system(system, parent):
     """A real grandchild, whose parent is killed; "darwin" takes the way without prctl."""
-    child = f"import os, sys, time; from shared import notebooks; sys.platform = {system!r}; "
-    child += f"notebooks.end_with(os.getppid() if {parent!r} == 'lives' else 1 << 30); print(os.getpid(), flush=True); "
+    child = f"import os, sys, time; from shared.machine import process; sys.platform = {system!r}; "
+    child += f"process.end_with(os.getppid() if {parent!r} == 'lives' else 1 << 30); print(os.getpid(), flush=True); "
     child += "time.sleep(60)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     main = subprocess.Popen([sys.executable, "-c", code], cwd=files.ROOT, stdout=subprocess.PIPE, text=True)

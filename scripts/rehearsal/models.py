@@ -63,8 +63,9 @@ def write(name: str, folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    import shared.models.deepseek  # noqa: F401  registers model_type "deepseek"
+    from shared.models import deepseek
 
+    deepseek.register()
     folder.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()
     fields = config(name)

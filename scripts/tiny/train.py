@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from shared.data import DOMAINS
-from shared.models.deepseek import DeepseekConfig
+from shared.models import deepseek
 from shared.scan import in_transformers
 
 PAD, EOS = "<pad>", "<eos>"
@@ -74,7 +74,7 @@ RECIPES = {
     "olmoe": Recipe(_olmoe(), learning_rate=5e-3, balance=0.01),
     "olmoe-collapsed": Recipe(_olmoe(num_experts_per_tok=1), learning_rate=5e-3),
     "deepseek-moe": Recipe(
-        DeepseekConfig(
+        deepseek.DeepseekConfig(
             **COMMON,
             hidden_size=96,
             intermediate_size=256,
@@ -186,12 +186,16 @@ class Trained:
 
 
 def fit(recipe: Recipe, documents: list[list[int]], steps: int, seed: int = SEED, bar: dict | None = None) -> Trained:
-    """Train a fresh model on the tokenised documents: AdamW, linear warm-up, cosine decay, float32, one thread."""
+    """Train a fresh model on the tokenised documents: AdamW, linear warm-up, cosine decay, float32, one thread.
+
+    What it sets (seed, threads, denormals, silence) is for the process, which trains one model.
+    """
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # the note that the slow reference scan runs, which it does not
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # decayed states become denormal, and each of those costs a hundred ordinary numbers
     torch.manual_seed(seed)
+    deepseek.register()
     model = AutoModelForCausalLM.from_config(recipe.config, dtype=torch.float32, trust_remote_code=False).train()
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and "A_log" not in n]
     kept = [p for n, p in model.named_parameters() if p.ndim <= 1 or "A_log" in n]
@@ -232,6 +236,7 @@ def save(trained: Trained, folder: Path) -> None:
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """Load a checkpoint as shipped; the arithmetic is in `dtype`, the weights are the file's."""
+    deepseek.register()
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
 
 

@@ -6,7 +6,6 @@ of the scan's chunk) and grows by the same with every layer, so a long context o
 batch follows from two small ones.
 """
 
-import logging
 import math
 import weakref
 from collections.abc import Iterable, Iterator
@@ -23,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared import models, scan
 from shared.machine import kernels
+from shared.models.cards import published_config
 from shared.models.running import STATE_ONLY
-from shared.models.sizes import published_config, size
+from shared.models.sizes import size
 
 LENGTHS = (128, 192, 256)  # multiples of the scan's chunk, and more than one of it
 PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "_grouped_mm", "scaled_dot_product_attention"}
@@ -330,7 +330,7 @@ def _trained(name: str, depth: int, length: int, batch: int, dtype, path: str, g
 def _model(name: str, depth: int, dtype):
     from transformers import AutoModelForCausalLM
 
-    logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)  # as `models` has it
+    kernels.by_device()
     config = published_config(name)
     config.num_hidden_layers = depth
     with torch.device("meta"):

@@ -33,16 +33,13 @@ from transformers import (
 from shared import data, files, models, results
 from shared.errors import BadInput, DiskFull, NotEnoughMemory
 from shared.machine import guard, pool
-from shared.models import sizes
+from shared.models.cards import published_config
 from shared.units import human
 
 INSTRUCT = files.DATA / "tiny" / "instruct"
 BASES = ("mamba", "transformer")
 SPLITS = ("train", "heldout")
 OLD, NEW = ("copy", "first", "last"), ("swap",)  # what the bases know, and what they have never seen
-
-# peft asks every model for an attribute that transformers renamed; the answer is the same.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 # ---- data and models ------------------------------------------------------------------------------------------------
 
@@ -101,7 +98,12 @@ def windows(tokenizer, most: int, tokens: int = 256) -> list[dict[str, list[int]
 
 
 def base(name: str, weights: str = "trained"):
-    """(model, tokenizer): a shipped base in float32, or one of the course in bfloat16. Raises as `models.load`."""
+    """(model, tokenizer): a shipped base in float32, or one of the course in bfloat16. Raises as `models.load`.
+
+    From here on a warning goes unsaid: peft asks every model for an attribute that transformers renamed, and the answer
+    is the same.
+    """
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     if name not in BASES:
         model, tokenizer = models.load(name, weights=weights)
         return model, tokenizer or models.tiny_tokenizer()
@@ -116,7 +118,7 @@ def base(name: str, weights: str = "trained"):
 def on_meta(name: str) -> nn.Module:
     """A model of the course as shapes alone, without memory or download."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(sizes.published_config(name), trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(published_config(name), trust_remote_code=False)
 
 
 def for_memory(architecture: str, scale: str, full: bool) -> nn.Module:
@@ -161,13 +163,10 @@ def answers(model: nn.Module, tokenizer, examples: Sequence[Mapping[str, str]], 
     model.eval()
     for start in range(0, len(examples), batch):
         ids = [tokenizer(prompt(example))["input_ids"] for example in examples[start : start + batch]]
-        longest = max(map(len, ids))
-        # Padding goes to the left here: a model continues from the right end, and Mamba carries its state from there.
-        rows = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
+        rows, mask = data.padded(ids, pad, side="left", device=device)
         settings = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad, "do_sample": False}
         out = model.generate(input_ids=rows, attention_mask=mask, max_new_tokens=new_tokens, **settings)
-        for row in out[:, longest:].tolist():
+        for row in out[:, rows.shape[1] :].tolist():
             ended = tokenizer.eos_token_id in row
             text = tokenizer.decode(row[: row.index(tokenizer.eos_token_id)] if ended else row)
             found.append(text.strip() if ended else f"{text} ...")
@@ -212,7 +211,7 @@ def freed_at_once():
 
 
 def quietly(work):
-    """What `work()` returns, without its warnings."""
+    """What `work()` returns, without its warnings; those of later calls are shown as before."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return work()

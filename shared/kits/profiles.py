@@ -1,6 +1,5 @@
 """What an eager decode step asks of a machine, counted, and where its time goes: torch's profiler, and the clock."""
 
-import os
 import statistics
 from collections import Counter
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from shared import models, timing
 from shared.errors import CourseError
+from shared.machine import process
 
 # What reads a weight matrix or a cache; Mamba's convolution over four tokens is elementwise in all but name.
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "_scaled_dot_product_flash_attention_for_cpu")
@@ -70,7 +70,6 @@ def step_profile(model, input_ids: torch.Tensor, steps: int = 9) -> StepProfile:
     """
     from torch.autograd import profiler  # torch.profiler is the same and imports a compiler first, which takes a second
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it notes its start and end on stderr, below the cell
     device = model.device
     logits, cache = models.forward(model, input_ids.to(device))
     token = logits[:, -1:].argmax(-1)
@@ -79,7 +78,8 @@ def step_profile(model, input_ids: torch.Tensor, steps: int = 9) -> StepProfile:
         models.forward(model, token, cache)
 
     on_gpu, profiles = device.type == "cuda", []
-    with model._optimize_model_for_decode():  # as in `timing.generation`
+    quiet = process.environment(KINETO_LOG_LEVEL="99")  # or it notes its start and end on stderr, below the cell
+    with quiet, model._optimize_model_for_decode():  # as in `timing.generation`
         with Counted() as counted:
             step()
         seconds = statistics.median(timing.measure(step, device, warmup=timing.WARM_STEPS, repeats=25))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from shared import files
 from shared.errors import BadInput
+from shared.machine.process import denormals_as_zero
 from shared.scan import in_transformers, selective_scan
 
 Task = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
@@ -181,9 +182,8 @@ def train(
     generator, correct = torch.Generator().manual_seed(seed), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
     warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10))
-    torch.set_flush_denormal(True)  # decayed states become denormal, and each costs a hundred ordinary numbers
     model.train()
-    with in_transformers():
+    with in_transformers(), denormals_as_zero():
         while len(correct) < steps and sum(correct[-20:]) < 20 * enough:
             ids, answers = task(batch, generator)
             logits = _logits(model, ids, answers.shape[1])
@@ -201,7 +201,7 @@ def accuracy(model: nn.Module, task: Task, batches: int = 4, seed: int = 1_000_0
     """Share of answers that are right, over `batches` new batches. Keep `seed` apart from those of training."""
     generator, right = torch.Generator().manual_seed(seed), []
     model.eval()
-    with in_transformers():
+    with in_transformers(), denormals_as_zero():
         for _ in range(batches):
             ids, answers = task(batch, generator)
             right.append((_logits(model, ids, answers.shape[1]).argmax(-1) == answers).float().mean().item())
@@ -220,7 +220,7 @@ def repetition(model: nn.Module, length: int = 32, strings: int = 64, seed: int 
     model.eval()
     right, bits = [], []
     for batch in text.split(8):  # the logits of all strings at once would be a gigabyte of a large vocabulary
-        with in_transformers():
+        with in_transformers(), denormals_as_zero():
             logits = model(batch.to(model.device), use_cache=False).logits[:, :-1].float().cpu()
         target = batch[:, 1:]
         nats = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)

@@ -12,14 +12,10 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING
 
 from shared.errors import NotEnoughMemory
 from shared.machine import holders, meters, pool
 from shared.units import human
-
-if TYPE_CHECKING:
-    pass
 
 # What stays free where CPU and GPU share the memory: a share of it, and at least so many bytes. From reports alone:
 # - A Spark was nearly unusable with 11.7 GB available and 0.14 GB of swap free (NVIDIA-NeMo/Automodel issue 3532). The
@@ -70,7 +66,7 @@ def budget(device=None) -> int:
 
 
 def cap(device=None) -> None:
-    """On unified memory, make torch raise OutOfMemoryError before it takes the reserve; elsewhere do nothing."""
+    """From here on torch raises OutOfMemoryError before it takes the reserve of unified memory; elsewhere nothing."""
     import torch
 
     if pool.is_unified(device := pool.pick_device(device)):
@@ -80,7 +76,7 @@ def cap(device=None) -> None:
 
 
 def protect(device=None) -> None:
-    """Cap torch and start the watchdog where the memory is unified; elsewhere do nothing."""
+    """Cap torch and start the watchdog, both for the rest of the process, where the memory is unified; else nothing."""
     cap(device)
     if pool.is_unified(device):
         watch()
@@ -133,9 +129,9 @@ _why = ""  # of the last stop
 def watch() -> None:
     """Stop the running cell with MemoryRanLow when less than `floor` is left, or when it sends SWAPPED bytes to swap.
 
-    One thread per process. In a notebook each cell's levels are those at its begin, in a script those at this call.
-    Python raises between two of its own steps: a single call into torch that takes all memory at once is not stopped
-    by this, but by `cap`.
+    For the rest of the process: the first call takes the signal SIGUSR2 and starts a thread, later ones change nothing.
+    In a notebook each cell's levels are those at its begin, in a script those at this call. Python raises between two
+    of its own steps: a single call into torch that takes all memory at once is not stopped by this, but by `cap`.
     """
     global _watchdog
     if _watchdog is None and threading.current_thread() is threading.main_thread():

@@ -7,6 +7,7 @@ where they crash. `by_device` gives each tensor the code that can run it, whatev
 import functools
 import importlib
 import inspect
+import logging
 import os
 import subprocess
 import sys
@@ -91,14 +92,16 @@ def is_kernel(function: Callable) -> bool:
 
 
 def by_device(model=None) -> None:
-    """Let transformers' Mamba, FalconMamba and Jamba run the kernels on a GPU and their own reference on a CPU.
+    """From here on transformers' Mamba, FalconMamba and Jamba run the kernels on a GPU, their own reference on a CPU.
 
-    Nothing changes where no kernels are. MAMBA_KERNELS=off leaves the reference on a GPU too: a kernel is compared with
-    the reference in two processes, one with it.
+    For the whole process: functions of their modelling files are replaced, where kernels are. Where none are, the
+    library's note about that goes unsaid, since `models.path` says it. MAMBA_KERNELS=off leaves the reference on a GPU
+    too: a kernel is compared with the reference in two processes, one with it.
 
     Args:
         model: of another family that takes functions of the packages, such as Mamba-2; it is given the same choice.
     """
+    logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
     if not present():
         return
     for family in FAMILIES:

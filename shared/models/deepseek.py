@@ -2,8 +2,8 @@
 
 The model's own code no longer imports. transformers' DeepSeek-OCR-2 has the same language model inside (multi-head
 attention, a dense first layer, softmax top-k that is not renormalised, shared experts), so a config and a head are all
-that is missing. Importing this module registers both: `AutoModelForCausalLM.from_pretrained` then reads the published
-layout and `save_pretrained` writes it. Architecture: Dai et al. 2024, "DeepSeekMoE", sections 2 and 3.
+that is missing. After `register`, `AutoModelForCausalLM.from_pretrained` reads the published layout and
+`save_pretrained` writes it. Architecture: Dai et al. 2024, "DeepSeekMoE", sections 2 and 3.
 """
 
 import torch
@@ -97,7 +97,9 @@ class DeepseekForCausalLM(DeepseekOcr2TextPreTrainedModel, GenerationMixin):
         )
 
 
-# The library fuses the experts into one tensor; this conversion reads and writes them one by one, as published.
-register_checkpoint_conversion_mapping("deepseek", get_checkpoint_conversion_mapping("qwen2_moe"), overwrite=True)
-AutoConfig.register("deepseek", DeepseekConfig, exist_ok=True)
-AutoModelForCausalLM.register(DeepseekConfig, DeepseekForCausalLM, exist_ok=True)
+def register() -> None:
+    """From here on transformers knows the model_type "deepseek". A second call changes nothing."""
+    # The library fuses the experts into one tensor; this conversion reads and writes them one by one, as published.
+    register_checkpoint_conversion_mapping("deepseek", get_checkpoint_conversion_mapping("qwen2_moe"), overwrite=True)
+    AutoConfig.register("deepseek", DeepseekConfig, exist_ok=True)
+    AutoModelForCausalLM.register(DeepseekConfig, DeepseekForCausalLM, exist_ok=True)

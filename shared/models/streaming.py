@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from shared.hub import store
+from shared.machine import process
 
 # Times the largest parameter: what is in flight beside the weights. Experts of a layer are there one by one, stacked by
 # kind and fused; a tensor in fp32 is there on the host, on the device, and cast.
@@ -25,9 +26,8 @@ def from_pretrained(folder: Path, **options):
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if (folder / "generation_config.json").exists():
         options["generation_config"] = GenerationConfig.from_pretrained(folder)
-    # Without this transformers asks for every tensor before it converts the first.
-    os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
-    with tensors(folder) as found:
+    # Without the variable transformers asks for every tensor before it converts the first.
+    with process.environment(HF_DEACTIVATE_ASYNC_LOAD="1"), tensors(folder) as found:
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         return kind.from_pretrained(None, config=config, state_dict=found, **options)
 

@@ -5,7 +5,6 @@ starts once per process. Trainer sees the others and shares each batch among the
 file ends where the results are written: what the lab looks at afterwards needs one machine.
 """
 
-import logging
 import os
 import re
 import signal
@@ -17,6 +16,7 @@ from typing import NoReturn
 
 from shared import files, notebooks
 from shared.errors import BadInput, CourseError
+from shared.machine import process
 from shared.notebooks import commands
 
 FOLDER = files.BUILD / "launch"
@@ -54,12 +54,15 @@ def export(lab: str, scale: str = "tiny") -> Path:
 
 
 def worker() -> None:
-    """What a process does first: stand where a notebook stands, take its own GPU, leave the talking to process 0."""
+    """What a process does first: stand where a notebook stands, take its own GPU, leave the talking to process 0.
+
+    For the rest of the process: its folder, its GPU, stdout of all but process 0, and where a traceback is written.
+    """
     import torch
 
     os.chdir(files.LABS)
     if "COURSE_LAUNCH" in os.environ:  # else somebody's own launcher started it
-        notebooks.end_with(os.getppid())
+        process.end_with(os.getppid())
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if rank := int(os.environ.get("RANK", 0)):
@@ -125,29 +128,29 @@ def _check_head(head: str) -> None:
 
 def _start(script: Path, lab: str, nodes: int, head: str) -> None:
     """What torchrun does on the command line, with a sentence for what it raises."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings about a lost process are a page long too
-    import torch.distributed
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.run import parse_args, run
-
     where = ["--standalone", f"--nproc-per-node={nodes}"]
     if head:
         where = [f"--nnodes={nodes}", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-id={lab}"]
         where.append(f"--rdzv-endpoint={head}:{PORT}")
     for old in FOLDER.glob("process-*.log"):
         old.unlink()
-    os.environ["COURSE_LAUNCH"] = "1"
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its report of a failure is a page long
-    try:
-        run(parse_args([*where, "--max-restarts=0", str(script)]))
-    except ChildFailedError as failed:
-        raise CourseError(_sentence(failed.failures, nodes)) from None
-    except (RendezvousError, torch.distributed.DistError) as lost:
-        raise CourseError(
-            f"The connection to the other machines was lost ({type(lost).__name__}): start the same command on each "
-            f"of them, with HEAD={head or 'the first one'}. A training goes on from its last checkpoint."
-        ) from None
+    # The warnings of torch's C++ about a lost process are a page long, and so is the report of a failure.
+    variables = process.environment(TORCH_CPP_LOG_LEVEL="ERROR", COURSE_LAUNCH="1")
+    with variables, process.silent("torch.distributed.elastic"):
+        import torch.distributed
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.elastic.rendezvous import RendezvousError
+        from torch.distributed.run import parse_args, run
+
+        try:
+            run(parse_args([*where, "--max-restarts=0", str(script)]))
+        except ChildFailedError as failed:
+            raise CourseError(_sentence(failed.failures, nodes)) from None
+        except (RendezvousError, torch.distributed.DistError) as lost:
+            raise CourseError(
+                f"The connection to the other machines was lost ({type(lost).__name__}): start the same command on "
+                f"each of them, with HEAD={head or 'the first one'}. A training goes on from its last checkpoint."
+            ) from None
 
 
 def _sentence(failures: dict, nodes: int) -> str:
