@@ -210,14 +210,14 @@ FOLDERS = (
 # name -> source of the exercise's cell; what may come; part of the sentence. {answer}: the right one, at the top level.
 HOSTILE: dict[str, tuple[str, tuple[str, ...], str]] = {
     "loop": ("def {name}(*a, **k):\n    while True: pass", (WRONG,), "did not end"),
-    "top-loop": ("{answer}\nwhile True: pass", (STOPPED,), "of the processor"),
+    "top-loop": ("{answer}\nwhile True: pass", (STOPPED,), "did not end"),
     "loop-no-alarm": (
         "import signal\ndef {name}(*a, **k):\n    signal.setitimer(signal.ITIMER_REAL, 0)\n    while True: pass",
         (STOPPED,),
-        "of the processor",
+        "did not end",
     ),
     "sleep": ("import time\ndef {name}(*a, **k):\n    time.sleep(1000)", (WRONG,), "did not end"),
-    "top-sleep": ("{answer}\nimport time\ntime.sleep(10000)", (STOPPED,), "too long"),
+    "top-sleep": ("{answer}\nimport time\ntime.sleep(10000)", (STOPPED,), "did not end"),
     "forks": ("import os\ndef {name}(*a, **k):\n    while True: os.fork()", BREAKS, ""),
     "top-forks": ("import os\nwhile True: os.fork()", BREAKS, ""),
     "forks-on-and-on": (

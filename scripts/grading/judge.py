@@ -27,7 +27,6 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType, ModuleType
 
 import numpy
 import psutil
@@ -37,6 +36,7 @@ from traitlets.config import Config
 
 from grading import rows
 from grading.lab import Submission
+from grading.unchanged import functions, replaced
 from shared.checks import lab_2_4_1, lab_2_4_2, lab_2_4_3, lab_2_4_4, lab_2_4_5, lab_2_4_6
 from shared.errors import CourseError
 from shared.notebooks import notice, source
@@ -48,24 +48,10 @@ CHECKS = {
     if hasattr(check, "cell_id")
 }
 RESULTS = {notice.PASSED: rows.SOLVED, notice.FAILED: rows.WRONG, notice.OPEN: rows.OPEN}
-CPU_SECONDS = 15  # of one exercise; its check allows an answer about three
 MEMORY = 2 * 2**30  # bytes that an exercise's process may ask for beside those it begins with
 FILE_BYTES = 64 * 2**20
 PROCESSES = 64
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36  # of linux/prctl.h
-# Whose functions a check leans on, beside the course's own.
-LIBRARIES = (
-    "builtins",
-    "torch",
-    "torch.nn.functional",
-    "numpy",
-    "pandas",
-    "math",
-    "time",
-    "inspect",
-    "random",
-    "signal",
-)
 
 
 def begin(user: int | None) -> None:
@@ -112,7 +98,8 @@ def serve(channel: socket.socket, folder: Path) -> None:
             os._exit(0)
         os.close(handles[0])
         status = os.waitpid(process, 0)[1]
-        clean = end_children() >= 0 and swept(folder, kept)
+        end_children()
+        clean = swept(folder, kept)
         say(channel, ended=os.waitstatus_to_exitcode(status), clean=clean)
         if not clean:
             return
@@ -194,9 +181,9 @@ def judge_submission(channel: socket.socket, folder: Path, job: dict, handle: in
                     ran.add(cell.id)
             say(channel, begins=exercise)
             row = judge_apart(channel, exercise, needed.sources, getattr(copies, source.name_of(exercise)))
-            left = end_children()
+            left = "Processes that it had started were still running." if end_children() else ""
             swept(folder, kept)
-            row["note"] = " ".join(filter(None, [submission.note(exercise), left and f"{left} processes were left."]))
+            row["note"] = " ".join(filter(None, [submission.note(exercise), left]))
         known[exercise] = row["result"]
         say(channel, row=row)
 
@@ -223,12 +210,13 @@ def judge_apart(channel: socket.socket, exercise: str, sources: list[str], own: 
         written = ""
     os.close(reader)
     if written.startswith(key):
-        with contextlib.suppress(ValueError):
-            return json.loads(written.removeprefix(key))
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            its = json.loads(written.removeprefix(key))
+            return rows.row(exercise, its["result"], its["sentence"])
     if written:
         return rows.row(exercise, rows.PATCHED, "The code wrote into the channel of the verdicts.")
     if status == -signal.SIGXCPU:
-        return rows.row(exercise, rows.STOPPED, f"The code was stopped after {CPU_SECONDS} s of the processor.")
+        return rows.row(exercise, rows.STOPPED, rows.TOO_LONG)
     how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended itself (exit code {status})"
     return rows.row(exercise, rows.STOPPED, f"The process {how} before there was a verdict.")
 
@@ -246,8 +234,7 @@ def judge_here(exercise: str, sources: list[str], own: Callable, key: str, write
     torch.manual_seed(0)
     try:
         row = verdict(exercise, sources, judge)
-        changed = [name for name, parts in functions().items() if name in before and not same(before[name], parts)]
-        if changed:
+        if changed := replaced(before):
             sentence = f"The code replaced {', '.join(changed[:5])}, with which it is judged."
             row = rows.row(exercise, rows.PATCHED, sentence)
         elif row["result"] == rows.SOLVED and (
@@ -265,7 +252,7 @@ def limit() -> None:
     """Bound this process, and those that it starts, by the kernel."""
     own = psutil.Process().memory_info().vms
     limits = {
-        resource.RLIMIT_CPU: (CPU_SECONDS, CPU_SECONDS + 1),
+        resource.RLIMIT_CPU: (rows.CPU_SECONDS, rows.CPU_SECONDS + 1),
         resource.RLIMIT_AS: (own + MEMORY, own + MEMORY),
         resource.RLIMIT_FSIZE: (FILE_BYTES, FILE_BYTES),
     }
@@ -273,6 +260,7 @@ def limit() -> None:
         limits[resource.RLIMIT_NPROC] = (PROCESSES, PROCESSES)
     for what, bounds in limits.items():
         resource.setrlimit(what, bounds)
+    os.register_at_fork(after_in_child=lambda: os.nice(19))  # a thousand copies do not keep this one from its end
 
 
 def verdict(exercise: str, sources: list[str], judge: Callable) -> dict[str, str]:
@@ -293,47 +281,6 @@ def verdict(exercise: str, sources: list[str], judge: Callable) -> dict[str, str
     if error is not None:
         return rows.row(exercise, rows.WRONG, f"The cell raised {type(error).__name__}: {error}.")
     return rows.row(exercise, rows.MISSING, f"The cell does not define {name}.")
-
-
-# ---- what must not change ------------------------------------------------------------------------------------------
-
-
-def functions() -> dict[str, tuple]:
-    """The functions, classes and constants of the course and of the libraries, each with what it is made of."""
-    found = {}
-    for module_name, module in list(sys.modules.items()):
-        if module_name.split(".")[0] != "shared" and module_name not in LIBRARIES:
-            continue
-        for name, value in list(vars(module).items()):
-            found[f"{module_name}.{name}"] = parts(value)
-            if isinstance(value, type) and value.__module__ == module_name:
-                for inner, its in list(vars(value).items()):
-                    found[f"{module_name}.{name}.{inner}"] = parts(its)
-    return found
-
-
-def parts(value: object) -> tuple:
-    """What is the same object, or number, as long as nobody replaces anything; () where anything may change."""
-    if isinstance(value, FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if cell_is_set(cell)]
-        return (value, value.__code__, value.__defaults__, value.__kwdefaults__, *cells, *vars(value).values())
-    return (value,) if callable(value) or isinstance(value, (int, float, str, ModuleType)) else ()
-
-
-def cell_is_set(cell) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
-
-
-def same(before: tuple, after: tuple) -> bool:
-    """Whether two results of `parts` hold the same objects; numbers and texts are compared by value."""
-    return len(before) == len(after) and all(
-        one is other or (type(one) in (int, float, str) and one == other)
-        for one, other in zip(before, after, strict=True)
-    )
 
 
 if __name__ == "__main__":

@@ -107,7 +107,9 @@ h2 { margin-top: 2.5rem } h3 { margin: 2rem 0 0 }
 p.file, .note { color: var(--soft); margin: 0 }
 .solved { color: var(--good) } .wrong, .stopped, .patched, .unreadable, .missing { color: var(--bad) }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font: inherit }
-td:first-child { overflow-wrap: anywhere }
+td:nth-child(-n+2) { white-space: nowrap; max-width: 22rem; overflow: hidden; text-overflow: ellipsis }
+td:first-child { min-width: 2.5rem } section td:first-child { width: 14rem } section td:nth-child(2) { width: 5rem }
+a { color: inherit }
 """
 
 
@@ -120,11 +122,11 @@ def page(results: list[dict]) -> str:
         "<h2>Exercises</h2>",
         _table(["Lab", "Exercise", *RESULTS], _by_exercise(results), numbers=2),
         "<h2>Students</h2>",
-        _table(["Student", "Lab", "Solved"], [_line(its) for its in submissions.values()]),
+        _table(["Student", "Lab", "Solved"], [_line(n, its) for n, its in enumerate(submissions.values())]),
         "<h2>What is not solved</h2>",
     ]
     for number, its in enumerate(submissions.values()):
-        if any(row["result"] != rows.SOLVED or row["note"] for row in its):
+        if _is_told(its):
             parts.append(_section(number, its))
     return "".join(parts) + "</main></html>\n"
 
@@ -145,11 +147,17 @@ def _by_exercise(results: list[dict]) -> list[list[str]]:
     ]
 
 
-def _line(its: list[dict]) -> list[str]:
+def _line(number: int, its: list[dict]) -> list[str]:
     solved = sum(row["points"] for row in its)
     first = its[0]
     said = f"{solved} of {len(its)}" if first["exercise"] else f"<span class=unreadable>{first['result']}</span>"
-    return [escape(first["student"]), escape(first["lab"]), said]
+    name = escape(first["student"])
+    return [f"<a href=#s{number}>{name}</a>" if _is_told(its) else name, escape(first["lab"]), said]
+
+
+def _is_told(its: list[dict]) -> bool:
+    """Whether a submission has a section of its own."""
+    return any(row["result"] != rows.SOLVED or row["note"] for row in its)
 
 
 def _section(number: int, its: list[dict]) -> str:

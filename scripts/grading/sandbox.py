@@ -5,6 +5,7 @@ other process. The kernel bounds each exercise's processor time, memory, files a
 left to bound from outside, time by the clock, memory of all processes together and printed output, is bounded here.
 """
 
+import itertools
 import json
 import os
 import select
@@ -25,12 +26,12 @@ from shared.errors import CourseError
 
 START_SECONDS = 600  # to import everything, on a busy machine
 READ_SECONDS = 120  # a notebook, and what the lab has above an exercise
-EXERCISE_SECONDS = 60  # by the clock; of the processor an exercise has judge.CPU_SECONDS
 MEMORY = 3 * 2**30  # bytes that all processes of an exercise may hold beside what they begin with
 DISK = 256 * 2**20
 OUTPUT = 10 * 2**20
 LOOK = 0.2  # seconds between two looks at time and memory
 USERS = range(61184, 65520)  # nobody's: systemd hands these numbers out to services for a while
+NUMBERS = itertools.count()  # a user for each sandbox: the kernel counts a user's processes together
 SYSTEM = (
     "/usr",
     "/bin",
@@ -62,13 +63,13 @@ class Sandbox:
 
     def __init__(self, isolated: bool):
         self.channel, theirs = socket.socketpair()
-        self.folder = Path(tempfile.mkdtemp(prefix="grading-"))
+        self.folder = None if isolated else tempfile.mkdtemp(prefix="grading-")
         self.buffer, self.printed, self.errors = b"", 0, b""
         self.begun = 0  # bytes that the judging process holds before it has seen a submission
         root = os.geteuid() == 0
-        user = str(USERS[os.getpid() % len(USERS)]) if isolated and root else ""
+        user = str(USERS[(os.getpid() + next(NUMBERS)) % len(USERS)]) if isolated and root else ""
         judge = [sys.executable, "-m", "grading.judge", str(theirs.fileno()), user]
-        environment = self._environment("/tmp" if isolated else str(self.folder), isolated)
+        environment = self._environment(self.folder or "/tmp", isolated)
         self.process = subprocess.Popen(
             [*(self._wrapped(root, environment) if isolated else ()), *judge],
             env=environment,
@@ -153,7 +154,7 @@ class Sandbox:
                     raise EOFError
                 self.buffer += came
             if time.monotonic() > until:
-                raise Limit("The code was stopped because it took too long.")
+                raise Limit(rows.TOO_LONG)
             if bounded and self.printed > OUTPUT:
                 raise Limit(f"The code was stopped after it had printed {OUTPUT / 2**20:.0f} MiB.")
             if bounded and self.held() - before > MEMORY:
@@ -190,7 +191,8 @@ class Sandbox:
         self.process.wait()
         self.process.stdout.close()
         self.channel.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def judged(sandbox: Sandbox, name: str, handle: int, known: list[dict]) -> tuple[dict, bool, bool]:
@@ -203,7 +205,7 @@ def judged(sandbox: Sandbox, name: str, handle: int, known: list[dict]) -> tuple
     try:
         sandbox.send({"name": name, "known": known}, handle)
         while "ended" not in about:
-            seconds = EXERCISE_SECONDS if current else READ_SECONDS
+            seconds = rows.CLOCK_SECONDS if current else READ_SECONDS
             message = sandbox.message(time.monotonic() + seconds, bounded=True)
             if "begins" in message:
                 current, sandbox.printed = message["begins"], 0
