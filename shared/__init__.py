@@ -19,6 +19,6 @@ What lies underneath, from the bottom up; a room imports only from those before 
     units       bytes as people read them
     files       the course's folders, and writing a file whole or not at all
     hub         the catalogue of sources, the caches, downloads; no torch
-    machine     free memory, the watchdog, meters, kernels, graphs
+    machine     free memory, the watchdog, meters, kernels, graphs, what is set for a whole process
     notebooks   labs and answers as notebooks; executing and rendering them
 """

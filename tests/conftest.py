@@ -99,6 +99,22 @@ def said(request, made) -> dict[str, str]:
 
 
 @pytest.fixture
+def gpu(monkeypatch):
+    """A discrete GPU that answers with its numbers."""
+    from played import Gpu
+
+    return Gpu().plugged_in(monkeypatch)
+
+
+@pytest.fixture
+def spark(tmp_path, monkeypatch):
+    """A DGX Spark: `spark.leave(size)` sets what is available."""
+    from played import Spark
+
+    return Spark().switched_on(monkeypatch, tmp_path)
+
+
+@pytest.fixture
 def one_thread():
     import torch
 

@@ -21,7 +21,7 @@ from small_models import SMALL, write
 
 from shared import files, memory, models, scan
 from shared.hub.catalogue import CONFIGS
-from shared.machine import guard, holders, pool
+from shared.machine import pool
 from shared.models import cards, checkpoints, fitting, loading, sizes
 
 # Total and active parameters, KV bytes per token in bf16, state bytes (fp32 recurrent and bf16 convolution, so for
@@ -218,14 +218,9 @@ def test_fits_adds_the_cache_of_the_context(monkeypatch):
 
 
 @pytest.fixture
-def spark(monkeypatch):
-    """A machine of 128 GB that GPU and CPU share, with 119 GB available and no other notebook open."""
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: None)  # it is there
-    monkeypatch.setattr(pool, "is_unified", lambda device=None: True)
-    monkeypatch.setattr(pool, "pick_device", lambda device=None: torch.device("cuda"))
-    monkeypatch.setattr(pool, "available", lambda device=None: 119_000_000_000)
-    monkeypatch.setattr(guard, "reserve", lambda device=None: 6_400_000_000)
-    monkeypatch.setattr(holders, "others", lambda: [])
+def spark(spark):
+    spark.leave(126e9)
+    return spark
 
 
 def test_on_unified_memory_trained_weights_need_room_for_what_is_in_flight_while_they_load(spark):
@@ -234,7 +229,7 @@ def test_on_unified_memory_trained_weights_need_room_for_what_is_in_flight_while
     in_flight = 4 * 16 * 2 * 14336 * 4096 * 2
     assert not jamba and jamba.needed_bytes == models.size("jamba-v0.1").weight_bytes + in_flight
     assert (
-        "needs 118 GB (15 GB of it while it loads) on cuda and 113 GB are available beside the 6.4 GB that stay"
+        "needs 118 GB (15 GB of it while it loads) on cuda and 106 GB are available beside the 19.6 GB that stay"
         in str(jamba)
     )
     assert models.fits("jamba-v0.1", weights="random").needed_bytes == models.size("jamba-v0.1").weight_bytes
@@ -290,12 +285,12 @@ def test_bits_that_are_not_offered_are_refused(name, bits):
 
 @pytest.mark.parametrize(
     ("name", "free", "smaller"),
-    [("mixtral-8x7b", 106e9, "deepseek-moe-16b"), ("jamba-v0.1", 119e9, "mixtral-8x7b")],
+    [("mixtral-8x7b", 119e9, "deepseek-moe-16b"), ("jamba-v0.1", 126e9, "mixtral-8x7b")],
 )
 def test_on_a_spark_the_two_largest_are_offered_in_eight_bits_before_anything_is_fetched(
     spark, monkeypatch, name, free, smaller
 ):
-    monkeypatch.setattr(pool, "available", lambda device=None: int(free))
+    spark.leave(free)
     monkeypatch.setattr(checkpoints, "folder", lambda card: pytest.fail("it was fetched"))
     with pytest.raises(models.NotEnoughMemory) as error:
         models.load(name)
