@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from IPython.core.inputtransformer2 import TransformerManager
 from safetensors.torch import load_file, save_file
-from small_models import SMALL, write
+from small_models import SMALL, shrunk, write
 
 from shared import files, memory, models, scan
 from shared.hub.catalogue import CONFIGS
@@ -41,6 +41,8 @@ PUBLISHED = {
 # The same, with the recurrent part of the state and the windows, of models that the course has as configs alone.
 PUBLISHED_2026 = {
     "mamba2-2.7b": (2_702_599_680, 2_702_599_680, 0, 170_524_672, 167_772_160, ()),
+    "mamba2attn-2.7b": (2_825_982_560, 2_825_982_560, 92_160, 154_537_984, 152_043_520, ()),
+    "transformerpp-2.7b": (2_666_457_600, 2_666_457_600, 327_680, 0, 0, ()),
     "nemotron-3-nano-30b-a3b": (31_577_937_344, 3_580_073_408, 6_144, 49_364_992, 46 * 2**20, ()),
     "granite-4.0-h-tiny": (6_939_037_248, 1_465_470_528, 8_192, 57_581_568, 54 * 2**20, ()),
     "granite-4.0-h-small": (32_207_337_984, 8_803_121_664, 16_384, 153_427_968, 144 * 2**20, ()),
@@ -111,6 +113,22 @@ def test_sizes_of_models_of_2026_equal_the_published_ones_to_the_last_byte(name)
     assert size.latent_bytes_per_token == (8_064 if name.startswith("kimi") else 0)
     held = sum(min(1_000_000, kept) * per_token for kept, per_token in windows)
     assert size.cache_bytes(1_000_000) == 1_000_000 * kv + state + held
+
+
+def test_the_shape_of_the_hybrid_differs_from_the_published_model_by_what_its_source_says():
+    """The published one ties its head to the embedding, and attention has a convolution with a bias over 4 steps."""
+    width, head, queries = 2560, 50_288 * 2560, 30 * 128
+    mamba2 = (models.size("mamba2-2.7b").total - head - width) // 64
+    convolution = 3 * queries * (4 + 1)
+    attention = width + 3 * queries * width + convolution + queries * width
+    published = head + width + 58 * mamba2 + 6 * attention
+    assert published == 2_697_590_880
+    assert models.size("mamba2attn-2.7b").total == published + head - 6 * convolution
+
+
+def test_the_shape_of_the_transformer_is_of_the_size_that_its_name_says():
+    assert models.size("transformerpp-2.7b").total == pytest.approx(2.7e9, rel=0.02)
+    assert models.size("transformerpp-2.7b").kv_bytes_per_token == models.size("pythia-2.8b").kv_bytes_per_token
 
 
 def test_a_model_of_which_the_course_has_the_config_alone_comes_with_random_weights_or_not_at_all():
@@ -281,6 +299,14 @@ def test_bits_that_are_not_offered_are_refused(name, bits):
     with pytest.raises(ValueError, match=rf"{name} with {bits} bits is not offered") as error:
         models.size(name, bits=bits)
     sentence(error)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "olmoe", "nemotron_h", "qwen3_5_moe_text", "gpt_oss"])
+def test_the_names_of_eight_bit_weights_are_those_of_all_routed_experts_and_no_others(model_type):
+    model = sizes.on_meta(shrunk(model_type))
+    routed = {name for name, shape in sizes.routed(model).items() if len(shape) == 3}
+    chosen = {name for name, _ in model.named_parameters() if re.fullmatch(loading.EIGHT_BIT, name)}
+    assert chosen == routed and routed
 
 
 @pytest.mark.parametrize(
