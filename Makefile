@@ -19,6 +19,9 @@ HEAD =
 PART =
 MINUTES =
 WEIGHTS =
+SUBMISSIONS =
+ISOLATION = bubblewrap
+STYLE = open
 
 # A value as one word of the shell, whatever is in it.
 quote = '$(subst ','\'',$(1))'
@@ -30,7 +33,7 @@ define line_break
 endef
 as_given = $(eval override $(1) := $$(subst $$(line_break), ,$$(value $(1))))
 GIVEN = PYTHON TORCH_INDEX_URL PORT BROWSER NOTEBOOK_DIR SCALE LAB NAME CLEAR CONFIG JSON MODELS TEXT WINDOW PROCESSES NODES \
-	HEAD PART MINUTES WEIGHTS
+	HEAD PART MINUTES WEIGHTS SUBMISSIONS ISOLATION STYLE
 $(foreach name,$(GIVEN),$(if $(filter file,$(origin $(name))),,$(call as_given,$(name))))
 
 VENV_PYTHON = .venv/bin/python
@@ -48,8 +51,8 @@ MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONPLATLIBDIR PYTHONOPTIMIZE PYTHONINSPECT PYTHONUSERBASE
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
-.PHONY: help setup setup-test setup-bench style check lab doctor kernels kernels-remove run solutions fetch cache tables size \
-	test rehearse bench tiny curves update clean evaluate finetune balance reference
+.PHONY: help setup setup-test setup-bench setup-site style check lab doctor kernels kernels-remove run solutions site fetch \
+	cache tables size test rehearse bench tiny curves update clean evaluate finetune balance reference release grade
 
 help:
 	@echo "Commands:"
@@ -64,14 +67,20 @@ setup-test:
 setup-bench:
 	@sh scripts/setup.sh bench
 
+setup-site:
+	@sh scripts/setup.sh site
+
 lab: setup ## open the labs in JupyterLab (PORT=8888, BROWSER=no when you work over ssh, LAB=2.4.1 to open that one)
 	@$(VENV_PYTHON) scripts/lab.py --port=$(call quote,$(PORT)) --browser=$(call quote,$(BROWSER)) --lab=$(call quote,$(LAB)) -- $(call quote,$(NOTEBOOK_DIR))
 
 run: setup ## execute the solved labs and print a table (SCALE=tiny or full, LAB=2.4.1 for one of them; NODES=2 for two machines)
 	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) -m $(if $(NODES)$(HEAD),shared.notebooks.launch --nodes=$(call quote,$(NODES)) --head=$(call quote,$(HEAD)),shared.notebooks run) --scale=$(call quote,$(SCALE)) $(if $(LAB),--lab=$(call quote,$(LAB)))
 
-solutions: setup ## render the solved labs to build/html/index.html
-	@$(ONE_THREAD) $(VENV_PYTHON) -m shared.notebooks render
+solutions: setup-site ## render the solved labs to build/html/index.html (STYLE=collapsed folds the answers; LAB=2.4.1, SCALE=full)
+	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) -m shared.notebooks render --style=$(call quote,$(STYLE)) --scale=$(call quote,$(SCALE)) $(if $(LAB),--lab=$(call quote,$(LAB)))
+
+site: setup-site ## render the course without its answers to build/site/index.html (LAB=2.4.1, SCALE=full)
+	@$(if $(filter tiny,$(SCALE)),$(ONE_THREAD)) $(VENV_PYTHON) -m shared.notebooks site --scale=$(call quote,$(SCALE)) $(if $(LAB),--lab=$(call quote,$(LAB)))
 
 evaluate: setup ## perplexity of MODELS="tiny/mamba tiny/jamba" on a text (TEXT=story, WINDOW=256, PROCESSES=2 share the documents)
 	@$(ONE_THREAD) $(VENV_PYTHON) scripts/evaluate.py --text=$(call quote,$(TEXT)) --window=$(call quote,$(WINDOW)) --processes=$(call quote,$(PROCESSES)) -- $(call quote,$(MODELS))
@@ -130,6 +139,12 @@ reference: setup ## measure speed and memory here, at scale full on a GPU: data/
 
 tables: setup ## write the computed tables of data/README.md
 	@$(VENV_PYTHON) scripts/tables.py
+
+release: setup ## instructors: the course without answers as an archive in build/release/
+	@$(VENV_PYTHON) scripts/release.py
+
+grade: setup ## instructors: judge what students handed in, SUBMISSIONS=folder, into build/grade/ (docs/grading.md)
+	@$(VENV_PYTHON) scripts/grade.py --isolation=$(call quote,$(ISOLATION)) -- $(call quote,$(SUBMISSIONS))
 
 update: ## get the newest labs, with what you wrote in them; a lab that you changed is also kept beside the new one
 	@sh scripts/update.sh

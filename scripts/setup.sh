@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv and installs the course into it; `setup.sh test` adds what the tests need.
+# Makes .venv and installs the course into it; `setup.sh site` adds what makes pages, `setup.sh test` what the tests need.
 # Every stop is one sentence with what to do next. An interrupted set-up is never taken for a finished one:
 # .venv/unfinished is there from the first step to the last, and a later call that finds it starts again.
 set -eu
@@ -175,7 +175,7 @@ export TMPDIR
 own_place
 check_network
 : >.venv/unfinished
-rm -f .venv/ready .venv/readytest
+rm -f .venv/ready*
 
 # torch first and alone: it may come from an index of its own, and the kernels are compiled against what is installed.
 if [ -n "$torch_index" ] && [ "$torch_index" != "$(cat .venv/torch-index 2>/dev/null)" ]; then
@@ -191,5 +191,6 @@ check_torch
 rm -rf .venv/tmp .venv/probe.log
 fingerprint >.venv/ready
 [ -z "$extra" ] || fingerprint >".venv/ready$extra"
+[ "$extra" != test ] || fingerprint >.venv/readysite # it is a part of what the tests need
 rm .venv/unfinished
 echo "Set-up finished."

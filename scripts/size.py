@@ -163,18 +163,18 @@ def main(arguments: list[str] | None = None) -> None:
 
     from shared.hub.catalogue import CONFIGS, MODELS
     from shared.machine import guard, pool
-    from shared.models import sizes
+    from shared.models import cards, sizes
 
     logging.set_verbosity_error()  # transformers' advice on configs and kernels, where nothing runs
     if options.name:
-        config = sizes.published_config(sizes.check_name(options.name))
+        config = cards.published_config(options.name)
         title = options.name
         if title in CONFIGS:
             source = f"{CONFIGS[title].repo}: {CONFIGS[title].source}"
         else:
             source = f"{MODELS[title].repo}: the config.json of the repository" if title in MODELS else "data/tiny"
     else:
-        config, title = sizes.read_config(Path(os.path.expanduser(options.config))), options.config
+        config, title = cards.read_config(Path(os.path.expanduser(options.config))), options.config
         source = f"a config.json of type {config.model_type}; the code that it may name (auto_map) is not run"
     size = sizes.of_config(config, torch.bfloat16, name=title)
     model = sizes.on_meta(config)

@@ -13,7 +13,8 @@ from shared.files import DATA
 from shared.hub.catalogue import DATASETS, MODELS
 from shared.machine import guard
 from shared.models import fitting
-from shared.models.sizes import TINY, download_bytes, published_config
+from shared.models.cards import TINY, published_config
+from shared.models.sizes import download_bytes
 from shared.notebooks import commands
 from shared.units import human
 

@@ -6,7 +6,7 @@ Importing this module is instant; torch is imported by what needs it.
 import json
 import operator
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from numbers import Number
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ __all__ = [
     "clear_cache",
     "format_instruction",
     "many",
+    "padded",
     "pg19",
     "random_tokens",
     "several",
@@ -239,6 +240,26 @@ def whole(value, what: str) -> int:
     if number is None or isinstance(value, bool):
         raise BadInput(f"{what} is a whole number, not {value!r}.")
     return number
+
+
+def padded(
+    rows: Sequence[Sequence[int]], pad: int = 0, side: str = "right", device=None
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Rows of token ids, filled up to the longest of them, and which of it are tokens.
+
+    rows: B of them, each of one id or more. side: at which `pad` is filled in. A causal model that only reads takes it
+    at the right, where no token sees it. One that goes on writing takes it at the left: it continues from the right
+    end, and Mamba carries its state from there.
+
+    Returns: ids and mask, int64 (B, T); the mask is 0 at padding.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    tensors = [torch.as_tensor(row, dtype=torch.long) for row in rows]
+    ids = pad_sequence(tensors, batch_first=True, padding_value=pad, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True, padding_side=side)
+    return ids.to(device), mask.to(device)
 
 
 def random_tokens(

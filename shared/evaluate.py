@@ -360,10 +360,10 @@ def _nats(model, batch: list[_Window], cache=None, carry: bool = False) -> tuple
     Padding stands at the right, where a causal model's earlier positions do not see it: no mask is needed. Logits are
     made from the first scored position on.
     """
-    first, longest = min(part.first for part in batch), max(len(part.ids) for part in batch)
-    ids = torch.tensor([part.ids + [0] * (longest - len(part.ids)) for part in batch], device=model.device)
+    first = min(part.first for part in batch)
+    ids, _ = data.padded([part.ids for part in batch], device=model.device)
     with in_transformers(), models.in_eval(model):
-        logits, cache = models.forward(model, ids[:, :-1], cache, keep=longest - 1 - first, use_cache=carry)
+        logits, cache = models.forward(model, ids[:, :-1], cache, keep=ids.shape[1] - 1 - first, use_cache=carry)
     nats = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, first + 1 :].flatten(), reduction="none")
     rows = nats.view(len(batch), -1).double().cpu()
     return [row[p.first - first : len(p.ids) - 1 - first] for row, p in zip(rows, batch, strict=True)], cache

@@ -327,9 +327,7 @@ class Trace:
 def _grid(runs: list[list[_Call]], get, value) -> torch.Tensor:
     """What `get` takes out of each call, in rows of its tokens, as one tensor (all B, longest T, ...), else `value`."""
     whole = [torch.cat([get(c).unflatten(0, c.tokens.shape) for c in run], dim=1) for run in runs]
-    longest = max(rows.shape[1] for rows in whole)
-    ends = [rows.new_full((len(rows), longest - rows.shape[1], *rows.shape[2:]), value) for rows in whole]
-    return torch.cat([torch.cat(pair, dim=1) for pair in zip(whole, ends, strict=True)])
+    return nn.utils.rnn.pad_sequence([row for rows in whole for row in rows], batch_first=True, padding_value=value)
 
 
 def _inner(model: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -70,6 +71,16 @@ def write(path: Path, text: str) -> None:
     """Write a text as UTF-8, as `replacing` does, with its line ends as they are."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def sealed(text: str) -> bytes:
+    """A text so that nobody reads it by accident. It hides and does not protect: `unsealed` gives it back."""
+    return zlib.compress(text.encode("utf-8"), 9)
+
+
+def unsealed(path: Path) -> str:
+    """The text that `sealed` has made into the file at `path`."""
+    return zlib.decompress(path.read_bytes()).decode("utf-8")
 
 
 def lock(path: Path) -> TextIO | None:

@@ -51,14 +51,14 @@ def measure(work: Callable[[], object], device: torch.device | str = "cpu", warm
     """Seconds of each of `repeats` calls of `work`, after `warmup` calls that do not count; synchronised."""
     for _ in range(warmup):
         work()
-    seconds = []
+    taken = []
     for _ in range(repeats):
         synchronize(device)
         start = time.perf_counter()
         work()
         synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return seconds
+        taken.append(time.perf_counter() - start)
+    return taken
 
 
 def quartiles(values: list[float]) -> list[float]:

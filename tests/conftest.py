@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 
@@ -20,10 +21,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["COURSE_PROGRESS"] = "off"  # what a test solves is nobody's progress
 
+CHROMIUM = shutil.which("chromium")
+CHROMIUM_FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
 
 
-LABS = re.compile(r"test_(chain|lab_\w+)\.py$")  # they read the one run of the solved labs
+LABS = re.compile(r"test_(chain|site|lab_\w+)\.py$")  # they read the one run of the solved labs
 LONG = ("rehearsal", "hub", "stops", "evaluate", "kernels_build", "launch", "tiny_models", "reference", "setup")
 LONG += ("doctor", "streaming", "kernels", "forecast", "memory", "experts", "models", "plans", "guard")
 
@@ -63,6 +70,13 @@ def no_network(tmp_path_factory) -> dict[str, str]:
     proxies = {name: CLOSED for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
     home = str(tmp_path_factory.mktemp("hf"))
     return {**os.environ, **proxies, "HF_ENDPOINT": CLOSED, "HF_HOME": home, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def chromium() -> None:
+    if CHROMIUM is None:
+        reason = "no chromium on this machine (Debian: sudo apt install chromium)"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -127,3 +141,9 @@ def published_bytes(*names: str) -> int:
 def numbers(text: str) -> list[float]:
     """The numbers in a text, in order."""
     return [float(n.replace(",", "")) for n in re.findall(r"-?\d[\d,]*\.?\d*", text)]
+
+
+def rows_of(text: str) -> dict[str, list[float]]:
+    """A printed table: what names a row, up to two spaces or a colon, without "tiny/" -> the numbers after it."""
+    lines = [re.match(r"\s*(?:tiny/)?(\S.*?)(?:: +|  +)(.*\d.*)", line) for line in text.splitlines()]
+    return {found[1]: numbers(found[2]) for found in lines if found}

@@ -119,6 +119,7 @@ GATED_DELTANET = {
 INDEXER = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8}
 INDEXER |= {"indexer_compress_ratio": 4}
 KIMI_DELTA = {"layer_types": ALTERNATING, "linear_num_heads": 4, "linear_head_dim": 16}
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 TWICE_AS_WIDE = {"attention_hidden_size": 128, "attention_head_dim": 32, "n_mamba_heads": 8}
 # What else a type needs, because its fields have to fit each other.
 OWN = {
@@ -126,7 +127,9 @@ OWN = {
     "bamba": MAMBA2 | {"attn_layer_indices": [2]},
     "big_bird": {"attention_type": "original_full", "pad_token_id": None},
     "codegen": {"rotary_dim": 16},
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), ROPE)},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "ernie4_5_moe": {"moe_k": 2},
     "falcon_h1": MAMBA2 | {"mamba_d_ssm": 128},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 16},

@@ -6,7 +6,6 @@ Chromium is Debian's (scripts/test-packages.sh installs it); without it these te
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,17 +20,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import CHROMIUM, CHROMIUM_FLAGS
 
 from shared import notebooks
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = shutil.which("chromium")
-CHROMIUM_FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 SCREENSHOTS = ROOT / "build" / "browser"
 
 
@@ -192,13 +187,6 @@ def run_all_cells(url: str, notebook: str, screenshot: Path, minutes: float = 5,
         screenshot.parent.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=screenshot)
     return Seen(**seen)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> None:
-    if CHROMIUM is None:
-        reason = "no chromium on this machine (Debian: sudo apt install chromium)"
-        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")

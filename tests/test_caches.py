@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from shared import memory, models
 from shared.errors import CourseError
-from shared.models import caches, sizes
+from shared.models import caches, cards, sizes
 
 TOKENS = (1, 2, 7, 300)  # 300 fill a window of 16
 # One of each kind of cache: these run with every check, all types with `make test`.
@@ -52,6 +52,32 @@ def test_the_cache_by_count_and_formula_is_what_a_real_one_holds(model_type):
     compare(model_type)
 
 
+# Types that are not counted here, and why: of the first ones transformers builds or runs no small model in bfloat16 on
+# this machine, of the others models.size says so in place of a number.
+LEFT_OUT = {
+    "dots3_note": "its class takes no config of four layers",
+    "gemma3n": "its vision model needs timm",
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "reads the cache of another model"),
+    "inkling2_text": "its router asks for float32",
+    **dict.fromkeys(("musicgen", "musicgen_melody"), "its decoder has a config of its own"),
+    "blt": "bytes, patches of them, and a cache for each",
+    "cpmant": "every cache holds a learned prompt",
+    "dbrx": "its experts are described in a config inside its own",
+    "deepseek_v4": "attention to compressed stretches of tokens has no formula",
+    "doge": "its experts are rows of an embedding",
+    "hrm_text": "its layers run several times a token",
+    "jetmoe": "its experts hold attention too",
+    "longcat_flash": "some of its experts do nothing",
+    "mllama": "its cross attention keeps nothing without an image",
+    **dict.fromkeys(("openai-gpt", "reformer", "xlm"), "keeps no cache"),
+    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), "its indexer asks for values, which shapes alone have not"),
+    "recurrent_gemma": "keeps its state in its modules",
+    **dict.fromkeys(("rwkv", "xlstm"), "keeps states in a class of its own"),
+    "xlnet": "its memories are no cache of transformers'",
+    "xmod": "its adapters ask for values, which shapes alone have not",
+}
+
+
 @pytest.mark.slow
 def test_every_causal_model_of_transformers_is_counted_right_or_refused_with_its_name(capsys):
     left_out = {}
@@ -68,9 +94,9 @@ def test_every_causal_model_of_transformers_is_counted_right_or_refused_with_its
     covered = len(CAUSAL) - len(left_out)
     with capsys.disabled():
         print(f"\n{covered} of {len(CAUSAL)} types of causal models are counted as a real cache holds; left out:")
-        for model_type, why in left_out.items():
-            print(f"  {model_type}: {why}")
-    assert covered >= 145 and not set(KINDS) & set(left_out)
+        for model_type, said in left_out.items():
+            print(f"  {model_type} ({LEFT_OUT.get(model_type)}): {said}")
+    assert left_out.keys() == LEFT_OUT.keys()
 
 
 def test_a_cache_that_the_formula_does_not_give_is_refused_with_the_type_and_both_numbers(monkeypatch):
@@ -172,7 +198,7 @@ def test_the_page_of_a_model_has_its_parts_its_cache_and_what_fits(page):
 @pytest.mark.parametrize("name", ["mamba-130m", "olmoe-1b-7b", "kimi-linear-48b-a3b", "gpt-oss-20b", "tiny/jamba"])
 def test_the_parts_of_a_model_add_up_to_its_size(page, name):
     size = models.size(name)
-    model = sizes.on_meta(sizes.published_config(name))
+    model = sizes.on_meta(cards.published_config(name))
     routed = sizes.routed(model)
     found = program.parts(model, routed, sizes.top_k(model.config) if routed else 0)
     assert sum(found.values(), program.Part()) == program.Part(size.total, size.active)
@@ -192,14 +218,14 @@ def test_any_config_that_transformers_knows_has_a_page_and_the_code_that_it_name
         code, out, err = page(f"--config={given}")
         assert (code, err) == (0, "")
         assert "a config.json of type olmoe; the code that it may name (auto_map) is not run" in " ".join(out.split())
-        assert f"{sizes.of_config(sizes.read_config(file)).total:,} parameters" in out
+        assert f"{sizes.of_config(cards.read_config(file)).total:,} parameters" in out
 
 
 def test_of_a_model_with_images_the_text_model_is_counted(tmp_path):
     text = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "llava", "text_config": text}))
-    assert sizes.of_config(sizes.read_config(file)).kv_bytes_per_token == 2 * 2 * 64 * 2
+    assert sizes.of_config(cards.read_config(file)).kv_bytes_per_token == 2 * 2 * 64 * 2
 
 
 def test_a_kernel_that_a_config_names_is_not_fetched_and_a_format_of_weights_not_asked_for(tmp_path):
@@ -213,7 +239,7 @@ def test_a_kernel_that_a_config_names_is_not_fetched_and_a_format_of_weights_not
     file = tmp_path / "config.json"
     for fields in (LLAMA | named, {"model_type": "llava", **named, "text_config": LLAMA | named}):
         file.write_text(json.dumps(fields))
-        assert sizes.of_config(sizes.read_config(file)).kv_bytes_per_token == 2 * 2 * 64 * 2
+        assert sizes.of_config(cards.read_config(file)).kv_bytes_per_token == 2 * 2 * 64 * 2
 
 
 def test_the_kinds_of_a_sparse_cache_add_up(page, tmp_path):

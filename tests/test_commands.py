@@ -41,8 +41,8 @@ READ = {
     "PORT": (["lab"], ()),
     "BROWSER": (["lab"], ()),
     "NOTEBOOK_DIR": (["lab"], ()),
-    "SCALE": (["run", "fetch", "reference", "run NODES=2 LAB=2.4.6"], ()),
-    "LAB": (["lab", "run", "rehearse", "fetch SCALE=full", "run NODES=2"], ("",)),
+    "SCALE": (["run", "solutions", "site", "fetch", "reference", "run NODES=2 LAB=2.4.6"], ()),
+    "LAB": (["lab", "run", "solutions", "site", "rehearse", "fetch SCALE=full", "run NODES=2"], ("",)),
     "NAME": (["fetch", "size"], ("",)),
     "CLEAR": (["cache"], ("",)),
     "CONFIG": (["size"], ()),
@@ -56,6 +56,9 @@ READ = {
     "PART": (["reference SCALE=tiny"], ("",)),
     "MINUTES": (["reference SCALE=tiny"], ("1.5", HUGE, "")),
     "WEIGHTS": (["rehearse"], ("",)),
+    "SUBMISSIONS": (["grade"], ()),
+    "ISOLATION": (["grade"], ()),
+    "STYLE": (["solutions"], ()),
 }
 OF_THE_SETUP = {"PYTHON", "TORCH_INDEX_URL"}  # tests/test_setup.py
 

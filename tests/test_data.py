@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import data, files
+from shared import data, files, models
 from shared.errors import BadInput, NotEnoughMemory
 
 OPENINGS = {
@@ -272,6 +272,25 @@ def test_random_tokens_leave_the_global_generator_alone():
 def test_random_tokens_are_the_same_on_the_gpu():
     on_gpu = data.random_tokens(1000, [256], device="cuda")[256]
     assert on_gpu.is_cuda and torch.equal(on_gpu.cpu(), data.random_tokens(1000, [256])[256])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_are_filled_up_as_a_tokenizer_does_it(side):
+    tokenizer = models.tiny_tokenizer()
+    rows = [[5, 6, 7], [0], [8, 9]]  # a token that equals the padding is a token
+    theirs = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side=side)
+    ids, mask = data.padded(rows, tokenizer.pad_token_id, side)
+    assert torch.equal(ids, theirs["input_ids"]) and torch.equal(mask, theirs["attention_mask"])
+    assert ids.dtype == mask.dtype == torch.int64
+    assert torch.equal(data.padded([torch.tensor(row) for row in rows], side=side)[0], ids)
+
+
+def test_one_place_fills_rows_up():
+    by_hand = re.compile(r"\] \* \(?\w+ - len\(|new_full\(\(len\(|pad_sequence")
+    sources = [path for part in ("shared", "scripts") for path in (files.ROOT / part).rglob("*.py")]
+    found = {path.name for path in sources if by_hand.search(path.read_text(encoding="utf-8"))}
+    # experts fills up rows of experts, not of tokens, and a check makes the mistakes that it knows.
+    assert found == {"data.py", "experts.py", "lab_2_4_6.py"}
 
 
 @pytest.mark.parametrize("arguments", [{"vocab_size": 0}, {"vocab_size": -5}, {"vocab_size": 2, "special_ids": [0, 1]}])

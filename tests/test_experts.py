@@ -22,7 +22,7 @@ from shared import experts, models, scan
 from shared.errors import BadInput, CourseError
 from shared.files import DATA
 from shared.models import deepseek
-from shared.models.sizes import TINY
+from shared.models.cards import TINY
 
 deepseek.register()
 

@@ -97,8 +97,8 @@ def test_reserve_and_floor_lie_well_above_the_level_at_which_a_spark_was_unusabl
     assert (guard.floor(small), guard.kept(small)) == (guard.FLOOR_LEAST, guard.RESERVE_LEAST)
 
 
-def test_the_readme_has_these_numbers():
-    text = " ".join((files.ROOT / "README.md").read_text(encoding="utf-8").split())
+def test_the_page_on_machines_has_these_numbers():
+    text = " ".join((files.ROOT / "docs" / "machines.md").read_text(encoding="utf-8").split())
     assert f"less than {100 * guard.RESERVE:g} % of it free ({memory.human(guard.kept(guard.SPARK))})" in text
     assert f"less than {100 * guard.FLOOR:g} % is left ({memory.human(guard.floor(guard.SPARK))})" in text
     assert f"more than {memory.human(guard.SWAPPED)} to swap" in text

@@ -291,6 +291,20 @@ def test_what_an_answer_prints_is_not_a_verdict(check):
     assert not notice.passed(said) and "Your code printed:" in said and "  │ " in said
 
 
+def test_an_answer_that_prints_without_end_is_stopped(check):
+    def loud(values, scale=2.0):
+        print("x" * (watch.PRINTED + 1))
+        return own(values, scale)
+
+    def loud_bit_by_bit(values, scale=2.0):
+        while True:
+            print("x" * 10_000)
+
+    for answer in (loud, loud_bit_by_bit):
+        said = of(check, answer)
+        assert notice.FAILED in said and "printed more than 1,000,000 characters" in said and len(said) < 5000
+
+
 def test_an_answer_that_raises_is_told_its_own_line(check):
     def answer(values, scale=2.0):
         values = torch.ones(2)

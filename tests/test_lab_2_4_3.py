@@ -11,7 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import numbers
+from conftest import numbers, rows_of
 from scipy.stats import binom, chi2_contingency, entropy
 
 from shared import data, files, models, notebooks
@@ -34,8 +34,7 @@ def course():
 
 def by_layer(text: str) -> dict[int, list[float]]:
     """A printed table whose rows begin with a layer's number: layer -> the numbers after it."""
-    rows = [line.split(maxsplit=1) for line in text.splitlines()]
-    return {int(row[0]): numbers(row[1]) for row in rows if len(row) == 2 and row[0].isdigit() and numbers(row[1])}
+    return {int(name): row for name, row in rows_of(text).items() if name.isdigit()}
 
 
 def after(text: str, start: str) -> list[float]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import numbers, published_bytes
+from conftest import numbers, published_bytes, rows_of
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from shared import data, models, notebooks
@@ -20,12 +20,6 @@ pytestmark = pytest.mark.slow
 LAB = "2.4.4"
 ANSWERS = notebooks.solution(LAB)
 RUN = pytest.mark.usefixtures("made")
-
-
-def rows_of(text: str) -> dict[str, list[float]]:
-    """A printed table: the words before the numbers of each line -> the numbers."""
-    lines = [re.match(r"\s*(.*?)\s+(-?\d+\.\d.*)$", line) for line in text.splitlines()]
-    return {found[1]: numbers(found[2]) for found in lines if found}
 
 
 # ---- formulas ------------------------------------------------------------------------------------------------------
@@ -207,7 +201,7 @@ def test_the_balanced_model_is_above_chance_and_code_alone_is_uneven(said):
 
 @RUN
 def test_chance_falls_like_one_over_a_root_and_every_layer_falls_more_slowly(said):
-    rows = rows_of(said["over-tokens"])
+    rows = rows_of(said["over-tokens"].split("\n", 1)[1])
     fallen = {name: values[0] / values[-1] for name, values in rows.items()}
     tokens = numbers(said["over-tokens"].splitlines()[0])
     assert fallen["chance"] == pytest.approx(math.sqrt(tokens[-1] / tokens[0]), rel=0.3)

@@ -8,19 +8,13 @@ from collections import Counter, defaultdict
 import pandas as pd
 import pytest
 import torch
-from conftest import numbers, published_bytes
+from conftest import numbers, published_bytes, rows_of
 
 from shared import data, evaluate, files, models, notebooks, reference, scan
 from shared.kits import profiles
 
 LAB = "2.4.5"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made")]
-
-
-def rows_of(text: str) -> dict[str, list[float]]:
-    """A printed table: the model that a line begins with -> the numbers after it."""
-    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.startswith("tiny/")]
-    return {name.removeprefix("tiny/").rstrip(":"): numbers(rest) for name, rest in lines}
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from small_models import SMALL, write
 from shared import files, memory, models, scan
 from shared.hub.catalogue import CONFIGS
 from shared.machine import guard, holders, pool
-from shared.models import checkpoints, sizes
+from shared.models import cards, checkpoints, fitting, loading, sizes
 
 # Total and active parameters, KV bytes per token in bf16, state bytes (fp32 recurrent and bf16 convolution, so for
 # mamba-130m 24 x (1536 x 16 x 4 + 1536 x 4 x 2)). Typed in on purpose: a changed config or a changed library must show.
@@ -71,11 +71,11 @@ def course(tmp_path, monkeypatch):
     shutil.copytree(files.DATA / "models", data / "models")
     shutil.copytree(files.DATA / "tiny" / "tokenizer", data / "tiny" / "tokenizer")
     monkeypatch.setattr(files, "DATA", data)
-    sizes._size.cache_clear()
+    sizes.of_card.cache_clear()
     for name in SMALL:
         write(data / "tiny" / name, name)
     yield data / "tiny"
-    sizes._size.cache_clear()
+    sizes.of_card.cache_clear()
 
 
 def offline(monkeypatch, cache):
@@ -120,7 +120,7 @@ def test_a_model_of_which_the_course_has_the_config_alone_comes_with_random_weig
     assert models.fits("qwen3.5-0.8b", context=1000).needed_bytes == (
         2 * PUBLISHED_2026["qwen3.5-0.8b"][0] + 1000 * 12_288 + 19_759_104
     )
-    assert checkpoints.cached("qwen3.5-0.8b") is None
+    assert checkpoints.cached(models.card("qwen3.5-0.8b")) is None
 
 
 def test_every_published_config_has_a_repository_and_the_other_way_round():
@@ -136,9 +136,27 @@ def test_sizes_follow_the_dtype_but_recurrent_states_stay_in_fp32():
     assert full.state_bytes - recurrent == 2 * (half.state_bytes - recurrent)
 
 
+def test_a_name_is_looked_up_once_on_the_way_into_memory(course, monkeypatch):
+    asked, read = [], []
+    for module in (loading, fitting, sizes):
+        monkeypatch.setattr(module, "card", lambda name: asked.append(name) or cards.card(name))
+    config = cards.Card.config.func
+    monkeypatch.setattr(cards.Card.config, "func", lambda card: read.append(card.name) or config(card))
+    for weights in ("random", "trained"):
+        models.load("tiny/mamba", device="cpu", weights=weights)
+    assert asked == ["tiny/mamba"] * 2 and len(read) <= 3  # its size is kept from the first time on
+
+
+def test_counting_a_model_leaves_its_config_as_it_was():
+    card = models.card("tiny/olmoe")
+    before = card.config.to_dict(), vars(card.config).copy()
+    sizes.of_config(card.config)
+    assert (card.config.to_dict(), vars(card.config)) == before
+
+
 def test_sizing_the_largest_model_takes_no_memory():
     models.size("mixtral-8x7b")
-    sizes._size.cache_clear()
+    sizes.of_card.cache_clear()
     with memory.track("cpu") as m:
         models.size("jamba-v0.1")
     assert m.peak_bytes < 100e6 < 103e9 < models.size("jamba-v0.1").weight_bytes
@@ -278,7 +296,7 @@ def test_on_a_spark_the_two_largest_are_offered_in_eight_bits_before_anything_is
     spark, monkeypatch, name, free, smaller
 ):
     monkeypatch.setattr(pool, "available", lambda device=None: int(free))
-    monkeypatch.setattr(checkpoints, "folder", lambda name: pytest.fail("it was fetched"))
+    monkeypatch.setattr(checkpoints, "folder", lambda card: pytest.fail("it was fetched"))
     with pytest.raises(models.NotEnoughMemory) as error:
         models.load(name)
     eight = models.fits(name, bits=8)

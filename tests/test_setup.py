@@ -59,8 +59,10 @@ def write_wheel(folder: Path, name: str, version: str, files: dict[str, bytes]) 
 def wheels(tmp_path_factory) -> Path:
     """Everything that pyproject.toml names as an empty wheel, and the real setuptools, which builds the course."""
     folder = tmp_path_factory.mktemp("wheels")
-    requirements = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
-    for requirement in requirements:
+    extras = PROJECT["optional-dependencies"]
+    for requirement in PROJECT["dependencies"] + extras["site"] + extras["test"]:
+        if requirement_name(requirement) == PROJECT["name"]:  # an extra that takes another in
+            continue
         version = re.search(r"[=>]=([\d.]+)", requirement).group(1)
         name = requirement_name(requirement)
         write_wheel(folder, name, version, {"torch/__init__.py": b""} if name == "torch" else {})
@@ -169,7 +171,7 @@ def only_these_tools(folder: Path, monkeypatch, *names: str) -> Path:
 def test_bare_make_lists_every_command_and_only_commands_that_exist():
     listed = re.findall(r"^  make ([a-z-]+) +\S", make(ROOT).stdout, re.MULTILINE)
     commands = """
-        setup lab run solutions evaluate fetch cache doctor size kernels kernels-remove check test rehearse bench
+        setup lab run solutions site evaluate fetch cache doctor size kernels kernels-remove check test rehearse bench
         tiny curves finetune balance reference tables update clean
     """
     assert listed == commands.split()
@@ -177,12 +179,23 @@ def test_bare_make_lists_every_command_and_only_commands_that_exist():
         assert make(ROOT, "--dry-run", target).returncode == 0, target
 
 
-def test_readme_names_only_commands_that_exist():
-    text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
-    assert {"lab", "run", "solutions", "test"} <= named
-    for target in named:
-        assert make(ROOT, "--dry-run", target).returncode == 0, f"README names make {target}"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands_named(page: Path) -> set[str]:
+    return set(re.findall(r"(?:^|`|=\S+ )make ([a-z-]+)", page.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_text_names_only_commands_that_exist(page):
+    for target in commands_named(page):
+        assert make(ROOT, "--dry-run", target).returncode == 0, f"{page.name} names make {target}"
+
+
+def test_the_page_of_commands_has_every_one_and_the_readme_the_first_ones():
+    listed = set(re.findall(r"^  make ([a-z-]+)", make(ROOT).stdout, re.MULTILINE))
+    assert commands_named(ROOT / "docs" / "commands.md") == listed
+    assert {"lab", "run", "site", "solutions", "test"} <= commands_named(ROOT / "README.md")
 
 
 def test_first_screen_of_the_readme_has_the_two_commands():
@@ -224,13 +237,18 @@ def test_setup_installs_the_course_with_torch_first_and_without_the_tools_of_the
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.index("Installing torch==") < result.stdout.index("Installing -e .")
     assert {requirement_name(requirement) for requirement in PROJECT["dependencies"]} <= installed(clone)
-    assert "playwright" not in installed(clone)
+    assert not {"playwright", "sphinx"} & installed(clone)
     subprocess.run([clone / ".venv/bin/python", "-c", "import shared"], cwd="/", check=True)
+
+    pages = make(clone, "setup-site")
+    assert pages.returncode == 0 and "Making .venv" not in pages.stdout
+    assert "sphinx" in installed(clone) and "playwright" not in installed(clone)
+    assert make(clone, "setup").stdout == ""
 
     tools = make(clone, "setup-test")
     assert tools.returncode == 0 and "Making .venv" not in tools.stdout
-    assert "playwright" in installed(clone)
-    assert make(clone, "setup").stdout == ""
+    assert {"playwright", "sphinx"} <= installed(clone)
+    assert make(clone, "setup").stdout == make(clone, "setup-site").stdout == ""
 
 
 def test_second_call_has_nothing_to_do(ready_clone):
@@ -409,10 +427,11 @@ def test_a_python_for_which_there_are_no_wheels_is_named_and_refused(kind, clone
     assert f"is Python {kind}, and the course needs" in stop_sentence(make(clone, "setup", f"PYTHON={odd}"))
 
 
-def test_readme_names_the_pythons_that_are_taken():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/setup.md", "docs/first-week.md"])
+def test_the_text_names_the_pythons_that_are_taken(page):
     named = f"{', '.join(taken_pythons()[:-1])} or {taken_pythons()[-1]}"
-    assert f"Python {named}, on Linux" in text and f"no Python {named} was found" in text
+    found = re.findall(r"Python (3\.\d+,[^()]*? or 3\.\d+)", (ROOT / page).read_text())
+    assert found and set(found) == {named}
 
 
 OTHERS = [number for number in taken_pythons() if number != "{}.{}".format(*sys.version_info)]

@@ -15,7 +15,7 @@ from small_models import SMALL, write
 
 from shared import files, models
 from shared.machine import guard, pool
-from shared.models import sizes, streaming
+from shared.models import cards, streaming
 
 pytestmark = pytest.mark.slow
 
@@ -49,9 +49,9 @@ def assert_equal(usual, streamed):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("name", sizes.TINY)
+@pytest.mark.parametrize("name", cards.TINY)
 def test_each_shipped_model_is_the_same_to_the_bit(name, dtype):
-    models.sizes.published_config(name)  # registers DeepSeekMoE
+    cards.published_config(name)  # registers DeepSeekMoE
     assert_equal(*both(files.DATA / name, dtype))
 
 

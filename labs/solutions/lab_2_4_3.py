@@ -49,14 +49,14 @@ def record(model, input_ids: Tensor, attention_mask: Tensor) -> dict[int, Tensor
         stays, also where the forward raises an error.
     """
     found, hooks = {}, []
-    for layer, module in experts.experts_modules(model).items():
+    for layer, block in experts.experts_modules(model).items():
 
-        def see(module, args, layer=layer):
+        def see(block, args, layer=layer):
             _, chosen, _ = args  # hidden (B * T, d_model), indices and weights (B * T, k)
             chosen = chosen.reshape(*input_ids.shape, -1)
             found[layer] = chosen.masked_fill(attention_mask[..., None] == 0, -1)
 
-        hooks.append(module.register_forward_pre_hook(see))
+        hooks.append(block.register_forward_pre_hook(see))
     try:
         model(input_ids=input_ids, attention_mask=attention_mask)
     finally:

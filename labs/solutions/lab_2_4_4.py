@@ -78,16 +78,16 @@ def balancing_loss(
 
     Returns: a scalar, as a tensor with a gradient; k when the load is even.
     """
-    losses = []
+    by_layer = []
     for logits in router_logits:
         probabilities = logits.softmax(-1)
         if real is not None:
             probabilities = probabilities[real]
         T, E = probabilities.shape
-        chosen = probabilities.topk(top_k).indices
-        f = torch.bincount(chosen.flatten(), minlength=E) / T
-        losses.append(E * (f * probabilities.mean(0)).sum())
-    return torch.stack(losses).mean()
+        picked = probabilities.topk(top_k).indices
+        f = torch.bincount(picked.flatten(), minlength=E) / T
+        by_layer.append(E * (f * probabilities.mean(0)).sum())
+    return torch.stack(by_layer).mean()
 
 
 # %% ex-within-capacity

@@ -9,7 +9,7 @@ import torch
 from shared import data, memory, models, notebooks, scan, timing
 from shared.errors import CourseError
 from shared.machine import guard, pool
-from shared.models.sizes import published_config
+from shared.models.cards import published_config
 from shared.units import human
 
 SETTINGS = {

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from train import COMMON, DOMAINS, SEED, WINDOW, in_transformers, load
 
+from shared import data
+
 EOS, PAD = COMMON["eos_token_id"], COMMON["pad_token_id"]
 
 # ---- bits per byte -----------------------------------------------------------------------------------------------
@@ -34,8 +36,7 @@ def document_nll(model: torch.nn.Module, documents: list[list[int]], batch: int 
     pieces.sort(key=lambda piece: len(piece[1]))
     for first in range(0, len(pieces), batch):
         group = pieces[first : first + batch]
-        longest = max(len(tokens) for _, tokens, _ in group)
-        ids = torch.tensor([tokens + [PAD] * (longest - len(tokens)) for _, tokens, _ in group])
+        ids, _ = data.padded([tokens for _, tokens, _ in group], PAD)
         logits = model(ids[:, :-1], use_cache=False).logits.float()
         losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         for row, (number, tokens, scored) in zip(losses, group, strict=True):
@@ -208,9 +209,8 @@ def dispatch(model: torch.nn.Module, documents: list[list[int]], batch: int = 32
     try:
         for first in range(0, len(documents), batch):
             group = [[EOS, *document][:WINDOW] for document in documents[first : first + batch]]
-            longest = max(map(len, group))
-            ids = torch.tensor([tokens + [PAD] * (longest - len(tokens)) for tokens in group])
-            rows["mask"] = ids != PAD
+            ids, mask = data.padded(group, PAD)
+            rows["mask"] = mask.bool()
             model(ids, use_cache=False)
     finally:
         for handle in handles:

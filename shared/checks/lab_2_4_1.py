@@ -10,7 +10,7 @@ from transformers import GPTNeoXConfig, MambaConfig
 from shared import files
 from shared.checks import Wrong, agree, as_tensor, case, exercise, expect, instead, unpacked
 from shared.checks.device import CALL, Accelerator
-from shared.models.sizes import PUBLISHED
+from shared.models.cards import PUBLISHED
 
 TINY = files.DATA / "tiny"
 

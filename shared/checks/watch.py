@@ -2,22 +2,37 @@
 
 import functools
 import inspect
+import io
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import SimpleNamespace
 
 from shared.checks.compare import Wrong, as_tensor
 
 TICK = 0.05  # seconds between two looks at a call's time
 TOGETHER = 4  # times the seconds of one call
+PRINTED = 1_000_000  # characters that one call may print
 
 
 class TimeUp(BaseException):
     """An answer that does not end. Not an Exception, so that an answer's own `except Exception` does not take it."""
+
+
+class PrintedTooMuch(BaseException):
+    """An answer that fills the memory with what it prints."""
+
+
+class _Printed(io.StringIO):
+    """A stream that keeps what is printed, up to `PRINTED` characters."""
+
+    def write(self, text: str) -> int:
+        if self.tell() + len(text) > PRINTED:
+            raise PrintedTooMuch
+        return super().write(text)
 
 
 class Answer:
@@ -49,10 +64,14 @@ class Answer:
 
         before = {name: traces(value) for name, value in self._named(args, kwargs).items()}
         grad, kind = torch.is_grad_enabled(), torch.get_default_dtype()
-        output = capture_output(stderr=False)
-        seen, spent = None, []
+        seen, spent = _Printed(), []
         try:
-            with output as seen, bounded(min(self.seconds, self.left)) as spent, interrupts() as interrupted:
+            with (
+                capture_output(stderr=False),
+                redirect_stdout(seen),
+                bounded(min(self.seconds, self.left)) as spent,
+                interrupts() as interrupted,
+            ):
                 result = self.function(*args, **kwargs)
                 self.other_types |= bool(self.tensors) and not _tensors_like(
                     result, self.tensors, (*args, *kwargs.values())
@@ -60,6 +79,8 @@ class Answer:
                 result = list(result) if isinstance(result, Iterator) else result
         except TimeUp as late:
             raise Wrong(f"the function did not end: {late}. Does a loop, or a wait, never come to its end?") from None
+        except PrintedTooMuch:
+            raise Wrong(f"the function printed more than {PRINTED:,} characters: print less, or nothing.") from None
         except KeyboardInterrupt:
             if interrupted:
                 raise
@@ -72,7 +93,7 @@ class Answer:
             raise Wrong(f"your code raised {left}: give the result back with return.") from None
         finally:
             self.left = max(self.left - sum(spent), TICK)
-            self.printed += seen.stdout if seen else ""
+            self.printed += seen.getvalue()
             stayed = torch.is_grad_enabled(), torch.get_default_dtype()
             torch.set_grad_enabled(grad)
             torch.set_default_dtype(kind)

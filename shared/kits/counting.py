@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared import models, scan
 from shared.machine import kernels
+from shared.models.cards import published_config
 from shared.models.running import STATE_ONLY
-from shared.models.sizes import published_config, size
+from shared.models.sizes import size
 
 LENGTHS = (128, 192, 256)  # multiples of the scan's chunk, and more than one of it
 PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "_grouped_mm", "scaled_dot_product_attention"}

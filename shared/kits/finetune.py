@@ -33,7 +33,7 @@ from transformers import (
 from shared import data, files, models, results
 from shared.errors import BadInput, DiskFull, NotEnoughMemory
 from shared.machine import guard, pool
-from shared.models import sizes
+from shared.models.cards import published_config
 from shared.units import human
 
 INSTRUCT = files.DATA / "tiny" / "instruct"
@@ -118,7 +118,7 @@ def base(name: str, weights: str = "trained"):
 def on_meta(name: str) -> nn.Module:
     """A model of the course as shapes alone, without memory or download."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(sizes.published_config(name), trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(published_config(name), trust_remote_code=False)
 
 
 def for_memory(architecture: str, scale: str, full: bool) -> nn.Module:
@@ -163,13 +163,10 @@ def answers(model: nn.Module, tokenizer, examples: Sequence[Mapping[str, str]], 
     model.eval()
     for start in range(0, len(examples), batch):
         ids = [tokenizer(prompt(example))["input_ids"] for example in examples[start : start + batch]]
-        longest = max(map(len, ids))
-        # Padding goes to the left here: a model continues from the right end, and Mamba carries its state from there.
-        rows = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
+        rows, mask = data.padded(ids, pad, side="left", device=device)
         settings = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad, "do_sample": False}
         out = model.generate(input_ids=rows, attention_mask=mask, max_new_tokens=new_tokens, **settings)
-        for row in out[:, longest:].tolist():
+        for row in out[:, rows.shape[1] :].tolist():
             ended = tokenizer.eos_token_id in row
             text = tokenizer.decode(row[: row.index(tokenizer.eos_token_id)] if ended else row)
             found.append(text.strip() if ended else f"{text} ...")

@@ -25,7 +25,8 @@ from shared.kits import counting, forecast
 from shared.kits.counting import Work
 from shared.kits.forecast import Machine
 from shared.machine import kernels
-from shared.models.sizes import published_config, size
+from shared.models.cards import published_config
+from shared.models.sizes import size
 from shared.units import human
 
 TOKEN = 4  # bytes of English text that a token stands for, about

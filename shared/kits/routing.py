@@ -51,12 +51,9 @@ def route(model: nn.Module, tokenizer, texts: str | Sequence[str], batch: int = 
     device = next(model.parameters()).device
     with experts.capture(model) as trace, models.in_eval(model):
         for first in range(0, len(ids), batch):
-            rows = [torch.tensor(row) for row in ids[first : first + batch]]
-            padded = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-            lengths = torch.tensor([len(row) for row in rows], device=device)
-            mask = torch.arange(padded.shape[1], device=device) < lengths[:, None]
+            rows, mask = data.padded(ids[first : first + batch], device=device)
             # Of the logits, which nobody reads here, those of one position are the least that a model makes.
-            model(input_ids=padded, attention_mask=mask.long(), use_cache=False, logits_to_keep=1)
+            model(input_ids=rows, attention_mask=mask, use_cache=False, logits_to_keep=1)
     after_start = lambda layers: {layer: values[:, 1:] for layer, values in layers.items()}  # noqa: E731
     return Routed(trace.tokens[:, 1:], after_start(trace.indices), after_start(trace.weights), left_out)
 

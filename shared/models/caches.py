@@ -7,6 +7,7 @@ kind without a formula, there is an error in place of a number.
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -202,6 +203,19 @@ def _lightning(c, itemsize: int) -> dict[str, int]:
     return {"recurrent": c.num_attention_heads * head_dim**2 * itemsize}
 
 
+def _inkling(c, itemsize: int) -> dict[str, int]:
+    """Four short convolutions, in float32: over keys, over values, and twice over the residual stream."""
+    channels = 2 * c.num_key_value_heads * c.head_dim + 2 * c.hidden_size
+    return {"conv": channels * c.conv_kernel_size * FP32}
+
+
+def _zaya(c, itemsize: int) -> dict[str, int]:
+    """A convolution over queries and keys, in two steps, and the half of the values that comes a token later."""
+    keys, queries = (heads * c.head_dim for heads in (c.num_key_value_heads, c.num_attention_heads))
+    kernel = c.cca_time0 - 1 + c.cca_time1 - 1
+    return {"conv": (keys + queries) * kernel * itemsize, "recurrent": keys // 2 * itemsize}
+
+
 STATES: dict[str, Callable] = {
     **dict.fromkeys(MAMBA, _mamba),
     **dict.fromkeys(MAMBA2, _mamba2),
@@ -209,7 +223,21 @@ STATES: dict[str, Callable] = {
     **dict.fromkeys(KIMI_DELTA, _kimi_delta),
     **dict.fromkeys(SHORT_CONVOLUTION, _short_convolution),
     "minimax": _lightning,
+    "inkling_text": _inkling,
+    "inkling2_text": _inkling,
+    "zaya": _zaya,
 }
+
+
+def _in_a_window(c):
+    """The config of a layer with a window, in families that give it other heads than the rest."""
+    c = copy(c)
+    if getattr(c, "swa_num_key_value_heads", None):
+        c.num_key_value_heads = c.swa_num_key_value_heads
+        c.head_dim = c.swa_head_dim
+    elif c.model_type == "mimo_v2_flash":
+        c.num_key_value_heads = 2 * c.num_key_value_heads
+    return c
 
 
 def _attention(c, itemsize: int) -> dict:
@@ -243,12 +271,15 @@ def by_formula(config, dtype: torch.dtype) -> list[LayerCache]:
     indexers = getattr(config, "indexer_types", None) or ["full"] * len(types)
     for kind, option, indexer, c in zip(types, options, indexers, config.per_layer_config, strict=True):
         parts: dict = {}
+        if "sliding" in kind:
+            c = _in_a_window(c)
         if kind in ("full_attention", "sliding_attention", "chunked_attention", "hybrid", "hybrid_sliding"):
             parts |= _attention(c, dtype.itemsize)
         if kind == "indexed_attention":
             parts |= _attention(c, dtype.itemsize)
             # The indexer chooses what attention reads, by one key a token; a layer may share that of one before it.
-            parts["index"] = c.index_head_dim * dtype.itemsize if indexer == "full" else 0
+            itemsize = FP32 if config.model_type == "dots3_note_text" else dtype.itemsize
+            parts["index"] = c.index_head_dim * itemsize if indexer == "full" else 0
         if "sliding_window" in option:
             parts["kept"] = option["sliding_window"] - 1  # the next token makes the window full
         if kind in ("linear_attention", "conv", "hybrid", "hybrid_sliding"):

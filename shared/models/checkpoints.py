@@ -1,32 +1,29 @@
 """Whether the weights of a model are whole: every file is there and none was cut short."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 from shared import files
 from shared.errors import DamagedCheckpoint
 from shared.hub import fetch, store
-from shared.hub.catalogue import CONFIGS, MODELS
-from shared.models import sizes
-from shared.models.sizes import TINY, download_bytes
+from shared.hub.catalogue import Source
+from shared.models import cards, sizes
+from shared.models.cards import Card
 
 
-def folder(name: str) -> Path:
+def folder(card: Card) -> Path:
     """The folder with all files of a model, downloaded first where need be.
 
     Raises:
         Missing: what is missing, how large it is and how to get it. DiskFull: there is no room for it.
     """
-    return files.DATA / name if name in TINY else fetch.fetch(name, size=partial(download_bytes, name))
+    return card.folder or fetch.fetch(card.name, size=lambda: sizes.published_bytes(card))
 
 
-def cached(name: str) -> Path | None:
+def cached(card: Card) -> Path | None:
     """The folder with (some of) a model's files on this machine, without asking the network, or None."""
-    if name in CONFIGS:
-        return None
-    found = files.DATA / name if name in TINY else store.snapshot(MODELS[name])
-    return found if found.exists() else None
+    found = store.snapshot(card.source) if isinstance(card.source, Source) else card.folder
+    return found if found and found.exists() else None
 
 
 def check_files(folder: Path) -> None:
@@ -76,5 +73,5 @@ def missing_tokenizer(folder: Path) -> Path | None:
 def remedy(folder: Path) -> str:
     """What to do about a damaged checkpoint, as the end of a sentence."""
     if folder.is_relative_to(files.DATA):
-        return sizes.remedy(folder)
+        return cards.remedy(folder)
     return f"delete {folder.parents[1]} and load again, which downloads it anew"

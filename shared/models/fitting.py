@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from shared import files
 from shared.machine import guard, pool
 from shared.models import streaming
-from shared.models.sizes import MODELS, TINY, pick_dtype, published_config, size
+from shared.models.cards import MODELS, TINY, Card, card
+from shared.models.sizes import of_card, pick_dtype, size
 from shared.units import human
 
 
@@ -37,11 +37,15 @@ def fits(
     the reason says what does: the model with 8-bit experts, or the largest smaller model, of the same kind if there is
     one. `bits`: as in `load`.
     """
-    device, dtype = pool.present_device(device), pick_dtype(dtype)
-    fit = _fit(name, context, device, dtype, weights, bits)
+    return fits_of(card(name), context, pool.present_device(device), pick_dtype(dtype), weights, bits)
+
+
+def fits_of(card: Card, context: int, device: torch.device, dtype: torch.dtype, weights: str, bits: int) -> Fit:
+    """As `fits`, for a model that has been looked up."""
+    fit = _fit(card, context, device, dtype, weights, bits)
     if fit:
         return fit
-    advice = _what_fits(name, context, device, dtype, weights, bits)
+    advice = _what_fits(card, context, device, dtype, weights, bits)
     return replace(fit, reason=f"{fit.reason[:-1]}; {advice}.")
 
 
@@ -50,16 +54,16 @@ def in_flight(name: str, dtype: torch.dtype = torch.bfloat16, bits: int = 16) ->
     return streaming.IN_FLIGHT * size(name, dtype, bits).largest_bytes
 
 
-def _fit(name: str, context: int, device, dtype, weights, bits) -> Fit:
-    parts = size(name, dtype, bits)
-    extra = in_flight(name, dtype, bits) if weights == "trained" and pool.is_unified(device) else 0
+def _fit(card: Card, context: int, device, dtype, weights, bits) -> Fit:
+    parts = of_card(card, dtype, bits)
+    extra = streaming.IN_FLIGHT * parts.largest_bytes if weights == "trained" and pool.is_unified(device) else 0
     needed, free, kept = (
         parts.weight_bytes + extra + parts.cache_bytes(context),
         guard.budget(device),
         guard.reserve(device),
     )
     added = ["8-bit experts"] * (bits == 8) + [f"{context:,} tokens of context"] * (context > 0)
-    what = f"{name} with {' and '.join(added)}" if added else name
+    what = f"{card.name} with {' and '.join(added)}" if added else card.name
     loading = f" ({human(extra)} of it while it loads)" if extra else ""
     verb = "fits" if needed <= free else "does not fit"
     reason = f"{what} {verb}: it needs {human(needed)}{loading} on {device} and {human(free)} are available"
@@ -67,22 +71,24 @@ def _fit(name: str, context: int, device, dtype, weights, bits) -> Fit:
     return Fit(needed <= free, needed, free, f"{reason}.")
 
 
-def _what_fits(name: str, context: int, device, dtype, weights, bits) -> str:
+def _what_fits(card: Card, context: int, device, dtype, weights, bits) -> str:
     """The end of a sentence for who lacks memory."""
-    offers, kind = [], published_config(name).model_type
-    if bits == 16 and weights == "trained" and size(name).active < size(name).total:
-        eight = _fit(name, context, device, dtype, weights, 8)
+    offers, own = [], of_card(card)
+    if bits == 16 and weights == "trained" and own.active < own.total:
+        eight = _fit(card, context, device, dtype, weights, 8)
         if eight:
             offers.append(f"with bits=8 it needs {human(eight.needed_bytes)} and fits")
-    others = [other for other in (*MODELS, *_tiny()) if size(other).total < size(name).total]
-    others = [other for other in others if _fit(other, context, device, dtype, weights, 16)]
-    if others:
-        rank = lambda other: (other in MODELS, published_config(other).model_type == kind, size(other).total)  # noqa: E731
-        nearest = max(others, key=rank)
-        offers.append(f"the smaller {nearest} fits")
+    smaller = [other for other in _others() if of_card(other).total < own.total]
+    smaller = [other for other in smaller if _fit(other, context, device, dtype, weights, 16)]
+    if smaller:
+        kind = card.config.model_type
+        rank = lambda it: (it.folder is None, it.config.model_type == kind, of_card(it).total)  # noqa: E731
+        nearest = max(smaller, key=rank)
+        offers.append(f"the smaller {nearest.name} fits")
     return ", ".join(offers) or "no model of the course fits: close what else holds memory"
 
 
-def _tiny() -> tuple[str, ...]:
-    """The tiny models, where they are built."""
-    return TINY if all((files.DATA / name / "config.json").exists() for name in TINY) else ()
+def _others() -> list[Card]:
+    """The models that come with weights; the tiny ones where all of them are built."""
+    tiny = [card(name) for name in TINY]
+    return [card(name) for name in MODELS] + (tiny if all(one.file.exists() for one in tiny) else [])

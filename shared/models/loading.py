@@ -13,11 +13,12 @@ import torch
 
 from shared import files
 from shared.errors import BadInput, CourseError, DamagedCheckpoint, Missing, NotEnoughMemory
-from shared.hub.catalogue import CONFIGS
+from shared.hub.catalogue import Config
 from shared.machine import guard, holders, kernels, meters, pool
 from shared.models import checkpoints, streaming
-from shared.models.fitting import fits
-from shared.models.sizes import TINY, check_name, pick_dtype, published_config, size
+from shared.models.cards import Card, card
+from shared.models.fitting import fits_of
+from shared.models.sizes import of_card, pick_dtype
 
 
 def load(name: str, dtype: torch.dtype | str = torch.bfloat16, weights: str = "trained", device=None, bits: int = 16):
@@ -43,23 +44,24 @@ def load(name: str, dtype: torch.dtype | str = torch.bfloat16, weights: str = "t
     """
     if weights not in ("trained", "random"):
         raise BadInput(f'The weights are "trained" or "random", not {weights!r}.')
-    if check_name(name) in CONFIGS and weights == "trained":
+    asked = card(name)
+    if isinstance(asked.source, Config) and weights == "trained":
         raise BadInput(
             f'The course has the config of {name} alone: load it with weights="random", or ask for its size.'
         )
-    config, device, dtype = published_config(name), pool.present_device(device), pick_dtype(dtype)
-    if not (fit := fits(name, device=device, dtype=dtype, weights=weights, bits=bits)):
+    device, dtype = pool.present_device(device), pick_dtype(dtype)
+    if not (fit := fits_of(asked, 0, device, dtype, weights, bits)):
         raise NotEnoughMemory(fit.reason[:-1] + (holders.said() if pool.is_unified(device) else "") + ".")
     quantization = _eight_bit_experts(weights) if bits == 8 else {}
     guard.protect(device)
     if weights == "random":
-        model, folder = from_config(config, dtype, device), checkpoints.cached(name)
+        model, folder = from_config(asked.config, dtype, device), checkpoints.cached(asked)
     else:
-        folder = checkpoints.folder(name)
+        folder = checkpoints.folder(asked)
         model = from_folder(folder, dtype, device, **quantization)
-        if (found := sum(p.numel() for p in model.parameters())) != (total := size(name).total):
+        if (found := sum(p.numel() for p in model.parameters())) != (total := of_card(asked).total):
             _refuse(folder, f"a checkpoint of {found:,} parameters", f"{name} has {total:,}")
-    return model, _tokenizer(name, folder, needed=weights == "trained")
+    return model, _tokenizer(asked, folder, needed=weights == "trained")
 
 
 _loaded = weakref.WeakSet()
@@ -156,20 +158,20 @@ def _registered(model):
     return model.eval()
 
 
-def _tokenizer(name: str, folder: Path | None, needed: bool):
+def _tokenizer(card: Card, folder: Path | None, needed: bool):
     """The tokenizer of a model; None where it is not needed and not there. Raises: DamagedCheckpoint."""
-    if name in TINY:
+    if card.folder:
         folder = files.DATA / "tiny" / "tokenizer"
     missing = checkpoints.missing_tokenizer(folder) if folder else "its folder"
     if folder is None or (missing and not needed):
         return None
     if missing:
         raise DamagedCheckpoint(f"{missing} is missing: {checkpoints.remedy(folder)}.")
-    config = published_config(name)
+    config = card.config
     tokenizer = tokenizer_of(folder, config.model_type)
     # A tokenizer of another model would be taken without a word, and every token would mean something else.
     if not 0.9 * config.vocab_size <= len(tokenizer) <= config.vocab_size:
-        _refuse(folder, f"a tokenizer of {len(tokenizer):,} tokens", f"{name} has {config.vocab_size:,}")
+        _refuse(folder, f"a tokenizer of {len(tokenizer):,} tokens", f"{card.name} has {config.vocab_size:,}")
     return tokenizer
 
 

@@ -1,28 +1,19 @@
 """How large each model of the course is: parameters, weights, cache. Computed from its config, never typed in.
 
-Names are those of the published configs in data/models/ ("mamba-2.8b") and of the tiny models that ship with the course
-("tiny/mamba"). A model is built on the meta device, where tensors have shapes and no bytes, and its shapes are counted;
-`caches` runs it there and counts what it keeps.
+A model is built on the meta device, where tensors have shapes and no bytes, and its shapes are counted; `caches` runs
+it there and counts what it keeps.
 """
 
-import difflib
-import json
-import os
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 import torch
 
-from shared import files
-from shared.errors import BadInput, CourseError, DamagedCheckpoint
-from shared.hub.catalogue import CONFIGS, MODELS, SOURCES
+from shared.errors import BadInput, CourseError
+from shared.hub.catalogue import MODELS, SOURCES
 from shared.models import caches
-
-# Where the published configs are read; a rehearsal of scale full puts those of its small stand-ins in their place.
-PUBLISHED = Path(os.environ.get("COURSE_MODELS") or files.DATA / "models")
-
-TINY = tuple(f"tiny/{m}" for m in ("mamba", "transformer", "olmoe", "olmoe-collapsed", "deepseek-moe", "jamba"))
+from shared.models.cards import Card, card, first_sentence, published_config
 
 
 @dataclass(frozen=True)
@@ -79,17 +70,18 @@ def size(name: str, dtype: torch.dtype | str = torch.bfloat16, bits: int = 16) -
             dtype that weights do not have.
         DamagedCheckpoint: the config of a tiny model is missing or not JSON.
     """
-    return _size(check_name(name), pick_dtype(dtype), bits)
+    return of_card(card(name), pick_dtype(dtype), bits)
 
 
 @cache
-def _size(name: str, dtype: torch.dtype, bits: int) -> ModelSize:
-    return of_config(published_config(name), dtype, bits, name)
+def of_card(card: Card, dtype: torch.dtype = torch.bfloat16, bits: int = 16) -> ModelSize:
+    """As `size`, for a model that has been looked up."""
+    return of_config(card.config, dtype, bits, card.name)
 
 
 def of_config(config, dtype: torch.dtype = torch.bfloat16, bits: int = 16, name: str = "this model") -> ModelSize:
     """As `size`, for any config that transformers knows. Raises: CourseError where its cache is not known for sure."""
-    model = on_meta(config, dtype)
+    model = on_meta(deepcopy(config), dtype)  # to count, the model is set to other ways of running
     shaped = {key: parameter.shape for key, parameter in model.named_parameters()}
     total = sum(shape.numel() for shape in shaped.values())
 
@@ -122,65 +114,6 @@ def of_config(config, dtype: torch.dtype = torch.bfloat16, bits: int = 16, name:
     )
 
 
-def read_config(file: Path):
-    """The config of a causal language model in a config.json, of any type that transformers knows.
-
-    Nothing is downloaded, and no code runs that the file names. Of a model with images the text model is taken.
-
-    Raises: BadInput, one sentence, for what is no such file.
-    """
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, __version__
-
-    from shared.models import deepseek
-
-    deepseek.register()
-    try:
-        file = file / "config.json" if file.is_dir() else file
-        fields = json.loads(file.read_text())
-    except OSError as error:
-        raise BadInput(f"{file} cannot be read ({error.strerror}): name a config.json.") from None
-    except (ValueError, RecursionError):
-        raise BadInput(f"{file} is not JSON: name the config.json of a model.") from None
-    kind = fields.get("model_type") if isinstance(fields, dict) else None
-    if not isinstance(kind, str):
-        raise BadInput(
-            f"{file} has no model_type, which says what kind of model it is: name the config.json of a model."
-        )
-    if kind not in CONFIG_MAPPING:
-        code = ", and names code of its own (auto_map), which is never run" if "auto_map" in fields else ""
-        raise BadInput(f"{file} is of type {kind!r}, which transformers {__version__} does not know{code}.")
-    try:
-        config = AutoConfig.for_model(**_shape_alone(fields))
-        text = config if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else config.get_text_config(decoder=True)
-        layers = getattr(text.get_text_config(decoder=True), "num_hidden_layers", 1)
-    except Exception as error:  # each config class validates its fields in its own way
-        raise BadInput(f"{file} describes no model of type {kind!r} ({first_sentence(error)}).") from error
-    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise BadInput(f"{file} is of type {kind!r}, which is no causal language model: its cache has no size here.")
-    if not isinstance(layers, int) or not 1 <= layers <= DEEPEST:
-        raise BadInput(f"{file} asks for {layers} layers, and from 1 to {DEEPEST:,} are built here.")
-    return text
-
-
-def _shape_alone(fields):
-    """The fields of a config, and of those inside it, without what names code: classes, kernels on the hub, formats."""
-    if not isinstance(fields, dict):
-        return fields
-    kept = {key: value for key, value in fields.items() if key not in ("auto_map", "quantization_config")}
-    return {key: _shape_alone(value) for key, value in kept.items() if not key.endswith("_implementation")}
-
-
-DEEPEST = 1000  # layers; building them takes time even where they take no memory
-
-
-def first_sentence(error: Exception) -> str:
-    """What an error of another package says, short enough to stand inside a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    # huggingface_hub names the validator in its first line, and what is wrong in the second.
-    said = lines[1] if lines[0].startswith("Class validation") and len(lines) > 1 else lines[0]
-    return said.split(". ")[0][:160].rstrip(".:")
-
-
 def on_meta(config, dtype: torch.dtype = torch.bfloat16):
     """A model that has shapes and no bytes, in evaluation mode. Code that a config names is never run.
 
@@ -199,7 +132,7 @@ def on_meta(config, dtype: torch.dtype = torch.bfloat16):
 
 def shapes(name: str) -> dict[str, torch.Size]:
     """Name -> shape of every parameter of a model, a tied weight once. Raises as `size` does."""
-    return {key: parameter.shape for key, parameter in on_meta(published_config(check_name(name))).named_parameters()}
+    return {key: parameter.shape for key, parameter in on_meta(published_config(name)).named_parameters()}
 
 
 def routed(model) -> dict[str, torch.Size]:
@@ -234,49 +167,13 @@ def top_k(config) -> int:
     return found
 
 
-def check_name(name: str) -> str:
-    """Return `name` if the course has such a model; else raise BadInput with the known names and the closest one."""
-    known = [*MODELS, *CONFIGS, *TINY]
-    if name in known:
-        return name
-    close = difflib.get_close_matches(str(name).lower(), known, n=1)
-    hint = f"the closest is {close[0]!r}, and " if close else ""
-    raise BadInput(f"There is no model {name!r}: {hint}the course has {', '.join(known)}.")
-
-
-def published_config(name: str):
-    """The transformers config of a model: as published for a full one, as saved for a tiny one. No network."""
-    from transformers import AutoConfig
-
-    from shared.models import deepseek
-
-    deepseek.register()
-    if name in TINY:
-        file = files.DATA / name / "config.json"
-    else:
-        file = (files.DATA / "models" if name in CONFIGS else PUBLISHED) / f"{name}.json"
-    try:
-        fields = dict(json.loads(file.read_text()))
-    except (OSError, TypeError, ValueError):
-        raise DamagedCheckpoint(f"{file} is missing or not JSON: {remedy(file)}.") from None
-    fields.pop("auto_map", None)  # points to code on the hub, which the course never runs
-    try:
-        return AutoConfig.for_model(**fields)
-    except Exception as error:  # each config class validates its fields in its own way
-        why = first_sentence(error)
-        raise DamagedCheckpoint(f"{file} describes no model that is known here ({why}): {remedy(file)}.") from error
-
-
-def remedy(file: Path) -> str:
-    """What to do about a damaged file or folder of the course, as the end of a sentence."""
-    if not file.is_relative_to(files.DATA):
-        return f"take {file} out of the folder that COURSE_MODELS names, or make it anew"
-    rebuild = " and `make tiny` builds it anew" if file.is_relative_to(files.DATA / "tiny") else ""
-    return f"`git checkout -- {file.relative_to(files.DATA.parent)}` restores it{rebuild}"
-
-
 def download_bytes(name: str) -> int:
     """Bytes to download: a model's weights in their published type, a data set's first split as the hub lists it."""
     if name in MODELS:
-        return size(name, published_config(name).dtype).weight_bytes
+        return published_bytes(card(name))
     return SOURCES[name].size
+
+
+def published_bytes(card: Card) -> int:
+    """Bytes of a model's weights in the type in which they are published."""
+    return of_card(card, card.config.dtype).weight_bytes

@@ -1,11 +1,12 @@
 """Notebook + answers -> solved, executed, rendered. The student notebook is the source; nothing derived is in git.
 
-`source` finds, reads and solves labs, `run` executes them, `pages` renders what came, `python -m shared.notebooks` is
-what the Makefile calls.
+`source` finds, reads and solves labs, `run` executes them, `record` says what an executed one came from, `pages`
+renders them, `python -m shared.notebooks` is what the Makefile calls.
 """
 
-from shared.notebooks.pages import heading, index, render, table
-from shared.notebooks.run import Run, execute, execute_apart, kernel_manager
+from shared.notebooks.pages import UNSOLVED, build, heading, table, unsolved
+from shared.notebooks.record import Run
+from shared.notebooks.run import execute, execute_apart, kernel_manager
 from shared.notebooks.source import (
     FILES,
     SCALES,
@@ -27,25 +28,26 @@ from shared.notebooks.source import (
 __all__ = [
     "FILES",
     "SCALES",
+    "UNSOLVED",
     "Run",
     "answers",
+    "build",
     "change_settings",
     "check_scale",
     "execute",
     "execute_apart",
     "heading",
-    "index",
     "kernel_manager",
     "labs",
     "missing",
     "path_of",
     "read",
     "remedy",
-    "render",
     "solution",
     "solutions_path",
     "solve",
     "table",
     "tagged",
     "text",
+    "unsolved",
 ]

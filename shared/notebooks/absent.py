@@ -162,7 +162,7 @@ class LabCell:
 
 
 def cells_of(notebook) -> list[LabCell]:
-    """The code cells of a lab, in order, with the names that pass between them. A cell with magics is left out."""
+    """The code cells of a lab, in order, with the names that pass between them. One that is no Python is left out."""
     section, cells = "the cells above section 1", []
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and (heading := re.match(r"## (\d+) · (.*)", cell.source)):
@@ -171,7 +171,7 @@ def cells_of(notebook) -> list[LabCell]:
             try:
                 tree = compile(cell.source, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
                 reads, binds = reads_and_binds(compile(tree, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
-            except SyntaxError:
+            except (SyntaxError, ValueError, RecursionError, MemoryError):  # magics; what the compiler gives up on
                 continue
             cells.append(LabCell(cell.id, section, ast.dump(tree), tuple(reads), frozenset(binds)))
     return cells

@@ -10,31 +10,17 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 
 from shared import files
 from shared.errors import BadInput, CourseError
 from shared.machine.process import end_with
+from shared.notebooks import record
 from shared.notebooks.notice import passed
+from shared.notebooks.record import Run
 from shared.notebooks.source import change_settings, check_scale, missing, path_of, read, solve, tagged, text
 
-
-@dataclass(frozen=True)
-class Run:
-    """What one execution of a lab gave. Seconds of wall clock, peak resident bytes of the kernel, checks, error."""
-
-    lab: str
-    notebook: Path
-    seconds: float
-    peak_bytes: int
-    passed: int
-    checks: int
-    error: str = ""
-
-    @property
-    def page(self) -> Path:
-        return files.BUILD / "html" / f"{self.notebook.stem}.html"
+EXECUTED = files.BUILD / "executed"
 
 
 def execute(
@@ -72,7 +58,8 @@ def execute(
     if numbers:
         change_settings(notebook, scale, numbers)
 
-    folder = folder or files.BUILD / "executed"
+    made_from = record.made_from(notebook, parameters)
+    folder = folder or EXECUTED
     out = folder / path_of(lab).name
     ends_with_us = f"__import__('shared.machine.process').machine.process.end_with({os.getpid()})"
     solves_for_nobody = "__import__('os').environ['COURSE_PROGRESS'] = 'off'"
@@ -99,12 +86,15 @@ def execute(
         except DeadKernelError:
             error = "the kernel died, most likely for lack of memory: close other notebooks and run this lab again"
         seconds = time.perf_counter() - start
+        # ru_maxrss of the children: the kernel is the only child that has ended (kilobytes on Linux, bytes on a Mac).
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         executed = nbformat.read(partial, as_version=4)
-    verdicts = [text(cell) for cell in tagged(executed, "check")]
-    error = error or next(missing(executed), "")
-    # ru_maxrss of the children: the kernel is the only child that has ended (kilobytes on Linux, bytes on a Mac).
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Run(lab, out, seconds, peak, sum(map(passed, verdicts)), len(verdicts), error)
+        verdicts = [text(cell) for cell in tagged(executed, "check")]
+        error = error or next(missing(executed), "")
+        run = Run(lab, out, seconds, peak, sum(map(passed, verdicts)), len(verdicts), error, scale, **made_from)
+        record.note(executed, run)
+        nbformat.write(executed, partial)
+    return run
 
 
 @functools.cache
@@ -145,7 +135,7 @@ def execute_apart(lab: str, scale: str) -> Run:
             for worker in workers:
                 worker.kill()
                 worker.join()
-                files.remove_parts(files.BUILD / "executed", worker.pid.__eq__)
+                files.remove_parts(EXECUTED, worker.pid.__eq__)
             raise
 
 

@@ -6,7 +6,6 @@ An exercise is a code cell with the tag `exercise` and an id such as `ex-kv-cach
 
 import ast
 import functools
-import importlib.util
 import os
 import re
 import uuid
@@ -52,22 +51,42 @@ def solutions_path(lab: str) -> Path:
     return files.LABS / "solutions" / f"lab_{lab.replace('.', '_')}.py"
 
 
+def sealed_path(lab: str) -> Path:
+    """Where the answers are in a release, which has no labs/solutions/ (`make release`)."""
+    return files.ROOT / "shared" / "notebooks" / "answers" / f"{solutions_path(lab).stem}.sealed"
+
+
+def has_answers(lab: str) -> bool:
+    return solutions_path(lab).exists() or sealed_path(lab).exists()
+
+
+def _solutions_text(lab: str) -> str:
+    path = solutions_path(lab)
+    if sealed_path(lab).exists() and not path.exists():
+        return files.unsealed(sealed_path(lab))
+    return path.read_text(encoding="utf-8")
+
+
 def answers(lab: str) -> dict[str, str]:
     """The answers of a lab: id of the exercise cell -> source."""
-    blocks = re.split(r"^# %% *(\S+) *$", solutions_path(lab).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    blocks = re.split(r"^# %% *(\S+) *$", _solutions_text(lab), flags=re.MULTILINE)[1:]
     ids = blocks[::2]
     if len(set(ids)) < len(ids):
         raise BadInput(f"{solutions_path(lab).name} answers an exercise twice: {sorted(ids)}.")
     return dict(zip(ids, (source.strip() for source in blocks[1::2]), strict=True))
 
 
+def run_solutions(lab: str) -> ModuleType:
+    """The answers of a lab as a module of its own, with other objects at each call."""
+    module = ModuleType(solutions_path(lab).stem)
+    exec(compile(_solutions_text(lab), str(solutions_path(lab)), "exec"), vars(module))
+    return module
+
+
 @functools.cache
 def solution(lab: str) -> ModuleType:
     """The answers of a lab as a module: the course's own version of every exercise."""
-    spec = importlib.util.spec_from_file_location(solutions_path(lab).stem, solutions_path(lab))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return run_solutions(lab)
 
 
 def read(lab: str):
@@ -77,17 +96,19 @@ def read(lab: str):
     cell of an exercise.
     """
     path = path_of(lab)
-    notebook = _load(path)
-    _identify(notebook, lab)
+    notebook = load(path)
+    identify(notebook, lab)
     _check_joined(notebook, lab)
     return notebook
 
 
-def _load(path: Path):
+def load(path: Path):
     """A notebook from its file, in nbformat 4, ids as they are. BadInput where it cannot be read."""
     import nbformat
 
     def damaged(what: str) -> BadInput:
+        if not path.is_relative_to(files.ROOT):  # no file of the course
+            return BadInput(f"{path.name} {what}.")
         return BadInput(
             f"{os.path.relpath(path, files.ROOT)} {what}: keep it under another name, then take the course's own file "
             f"again, from the ZIP or with {remedy(path)}"
@@ -119,7 +140,7 @@ def _is_cell(cell) -> bool:
     return isinstance(cell, dict) and all(isinstance(cell.get(name), kind) for name, kind in kinds.items())
 
 
-def _identify(notebook, lab: str) -> None:
+def identify(notebook, lab: str) -> None:
     """Give cells their ids and tags back that a program left out when it saved them (Colab), by the names in them.
 
     A cell of the course that was turned into text is code again.
@@ -127,9 +148,9 @@ def _identify(notebook, lab: str) -> None:
     for cell in notebook.cells:
         _complete(cell)
     marks = {"parameters": ("parameters", r"SCALE *="), "settings": (None, r"SETTINGS *=")}
-    for exercise in answers(lab) if solutions_path(lab).exists() else ():
+    for exercise in answers(lab) if has_answers(lab) else ():
         name = name_of(exercise)
-        marks[exercise] = ("exercise", rf"(?:def|class) {name}\b")
+        marks[exercise] = ("exercise", defines(exercise))
         marks[exercise.replace("ex-", "check-", 1)] = ("check", rf"{name} *= *check\.{name}\(")
     fits = {cell_id: re.compile(f"^{pattern}", re.MULTILINE).search for cell_id, (_, pattern) in marks.items()}
     for cell_id, (tag, _) in marks.items():
@@ -172,7 +193,7 @@ def _complete(cell) -> None:
 
 def _check_joined(notebook, lab: str) -> None:
     """Raise BadInput where the cell of an exercise was split: its second half would be run as code of its own."""
-    known = answers(lab) if solutions_path(lab).exists() else {}
+    known = answers(lab) if has_answers(lab) else {}
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     above, complete = None, True  # the exercise whose check is still to come, and whether its cell is Python by itself
     for number, cell in enumerate(code):
@@ -219,6 +240,11 @@ def _is_python(source: str) -> bool:
 def name_of(exercise: str) -> str:
     """What an exercise defines: `kv_cache_bytes` in ex-kv-cache-bytes."""
     return exercise.removeprefix("ex-").replace("-", "_")
+
+
+def defines(exercise: str) -> str:
+    """The pattern, at the beginning of a line, of what an exercise's cell defines."""
+    return rf"(?:def|class) {name_of(exercise)}\b"
 
 
 def tagged(notebook, tag: str) -> list:
