@@ -194,6 +194,7 @@ SAID = {
     "kits/plans.py Clock.start": "what it is for",
     "notebooks/absent.py skip_cells": "what it is for",
     "notebooks/launch.py worker": "what a process of its own does first, said in its docstring",
+    "notebooks/launch.py lab_worker": "as `worker`",
     "notebooks/run.py execute_apart": "a second Ctrl-C, while the first one ends the program",
     "notebooks/run.py _worker": "what a process of its own does first",
     "checks/watch.py Answer.__call__": "puts back what an answer has changed",
