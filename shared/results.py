@@ -153,7 +153,8 @@ def kept(name: str, measure: Callable[..., Result], *arguments, **options) -> Re
     Which one is printed: a time that was measured earlier is not passed off as new. It is kept in build/kept/<name>.pt
     as long as all that it depends on is the same: arguments, the code of `measure` and of the notebook's functions that
     it calls with the values that they read, `shared/`, the tiny models, machine and versions. So `measure` seeds what
-    it draws, and returns what it makes. A run of the labs by a program (COURSE_PROGRESS=off) always measures.
+    it draws, and returns what it makes. The random numbers that follow are those of a new measurement, too. A run of
+    the labs by a program (COURSE_PROGRESS=off) always measures.
     """
     import torch
 
