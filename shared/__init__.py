@@ -9,7 +9,7 @@ What labs use:
     scan        the selective scan, and giving it to transformers
     evaluate    perplexity and bits per byte
     plots       figures
-    results     measured rows, and sweeps that go on where they stopped
+    results     measured rows, sweeps that go on where they stopped, what is kept over a restart
     reference   what machines of the course measured before
     kits        what one lab needs beside these: small models, tasks, routing, fine-tuning, the forecast
     checks      what each exercise must satisfy

@@ -186,6 +186,7 @@ SAID = {
     "memory.py Tracker.__init__": "a thread that ends with the block, as its `_hear` undoes itself in `_end`",
     "memory.py Tracker._end": "undoes `_hear`",
     "memory.py Tracker._hear": "until `_end`, as the docstring of `track` says",
+    "results.py kept": "the random numbers that follow are those of a new measurement, said in its docstring",
     "models/deepseek.py register": "what it is for",
     "models/loading.py _quiet": "undone",
     "kits/finetune.py base": "said in its docstring",
