@@ -127,7 +127,10 @@ class Sweep:
         return json.loads(text)["result"]
 
     def finish(self, frame) -> Path:
-        """Write the whole table to build/results/<name>.csv, and forget what was kept: the next run measures anew."""
+        """Write the whole table to build/results/<name>.csv, and forget what was kept: the next run measures anew.
+
+        For a student each result is still there after a restart, and says so (`kept`).
+        """
         path = save(frame, self.name)
         shutil.rmtree(self.folder, ignore_errors=True)
         return path
