@@ -49,7 +49,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONPLATLIBDIR PYTHONOPTIMIZE PYT
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
 .PHONY: help setup setup-test setup-bench style check lab doctor kernels kernels-remove run solutions fetch cache tables size \
-	test rehearse bench tiny curves update clean evaluate finetune balance reference
+	test rehearse bench tiny curves recurrences update clean evaluate finetune balance reference
 
 help:
 	@echo "Commands:"
@@ -117,6 +117,9 @@ tiny: setup ## rebuild the tiny text, tokenizer and models in data/tiny
 
 curves: setup ## train what lab 2.4.2 compares its short runs with: data/reference/curves.json, data/tiny/recall
 	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/curves.py
+
+recurrences: setup ## train small models with four updates of the state for lab 2.4.2: data/reference/recurrences.json
+	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/recurrences.py
 
 finetune: setup ## make what lab 2.4.6 starts from: data/tiny/instruct, data/reference/finetune.json
 	@$(ONE_THREAD) $(VENV_PYTHON) data/reference/finetune.py
