@@ -32,6 +32,7 @@ CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
 
 LABS = re.compile(r"test_(chain|site|lab_\w+)\.py$")  # they read the one run of the solved labs
 LONG = ("rehearsal", "hub", "stops", "evaluate", "kernels_build", "launch", "tiny_models", "reference", "setup")
+LONG += ("grade", "release")
 LONG += ("doctor", "streaming", "kernels", "forecast", "memory", "experts", "models", "plans", "guard")
 
 
@@ -95,6 +96,22 @@ def said(request, made) -> dict[str, str]:
     """What each cell of the module's LAB printed in that run, by the cell's id."""
     path = files.BUILD / "executed" / notebooks.path_of(request.module.LAB).name
     return {cell.id: notebooks.text(cell) for cell in nbformat.read(path, as_version=4).cells}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A discrete GPU that answers with its numbers."""
+    from played import Gpu
+
+    return Gpu().plugged_in(monkeypatch)
+
+
+@pytest.fixture
+def spark(tmp_path, monkeypatch):
+    """A DGX Spark: `spark.leave(size)` sets what is available."""
+    from played import Spark
+
+    return Spark().switched_on(monkeypatch, tmp_path)
 
 
 @pytest.fixture

@@ -89,6 +89,15 @@ def test_a_token_is_predicted_from_what_stands_before_it():
     assert torch.equal(before[:, :60], after[:, :60]) and not torch.allclose(before[:, 60:], after[:, 60:])
 
 
+def test_attention_adds_next_to_nothing_to_a_token_of_a_fresh_model():
+    model, norms = built(), {}
+    block = model.blocks[0]
+    block.register_forward_pre_hook(lambda _, given: norms.update(token=given[0].norm(dim=-1)))
+    block.out.register_forward_hook(lambda _, given, added: norms.update(added=added.norm(dim=-1)))
+    model(next(moe.batches(1, seed=0))[:, :-1])
+    assert norms["added"].mean() < 0.01 * norms["token"].mean()
+
+
 # ---- text and training ---------------------------------------------------------------------------------------------
 
 
