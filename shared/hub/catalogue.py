@@ -115,8 +115,9 @@ CONFIGS = {
     ),
     "transformerpp-2.7b": Config(
         "state-spaces/transformerpp-2.7b",
-        "a shape: 32 layers of width 2560 in transformers' Llama, with the width of the MLP by mamba-ssm's rule (8/3 "
-        "of the model's, up to a multiple of 128)",
+        "a shape of its size, chosen for this course, since its own config was not at hand: 32 layers of width 2560 "
+        "with 20 heads in transformers' Llama, the width of the MLP by mamba-ssm's rule (8/3 of the model's, up to a "
+        "multiple of 128)",
     ),
     "nemotron-3-nano-30b-a3b": Config("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", QUOTED),
     "granite-4.0-h-tiny": Config("ibm-granite/granite-4.0-h-tiny", QUOTED),
