@@ -52,7 +52,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONPLATLIBDIR PYTHONOPTIMIZE PYT
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
 .PHONY: help setup setup-test setup-bench setup-site style check lab doctor kernels kernels-remove run solutions site fetch \
-	cache tables size test rehearse bench tiny curves update clean evaluate finetune balance reference release grade
+	cache tables size test rehearse bench tiny curves recurrences update clean evaluate finetune balance reference release grade
 
 help:
 	@echo "Commands:"
@@ -126,6 +126,9 @@ tiny: setup ## rebuild the tiny text, tokenizer and models in data/tiny
 
 curves: setup ## train what lab 2.4.2 compares its short runs with: data/reference/curves.json, data/tiny/recall
 	@$(ONE_THREAD) $(VENV_PYTHON) scripts/reference/curves.py
+
+recurrences: setup ## train small models with four updates of the state for lab 2.4.2: data/reference/recurrences.json
+	@$(ONE_THREAD) $(VENV_PYTHON) scripts/reference/recurrences.py
 
 finetune: setup ## make what lab 2.4.6 starts from: data/tiny/instruct, data/reference/finetune.json
 	@$(ONE_THREAD) $(VENV_PYTHON) scripts/reference/finetune.py

@@ -9,13 +9,14 @@ Every number of processes gives the same result. Each model's is kept as it come
 
 import os
 import sys
-import uuid
 
+from shared import files
 from shared.errors import BadInput, CourseError
 from shared.notebooks import commands, launch
 
 TEXTS = ("heldout", "story", "wikitext", "pg19")
 COLUMNS = ("nll", "tokens", "words", "bytes", "token_perplexity", "word_perplexity", "bits_per_byte")
+FOLDER = files.BUILD / "evaluate"  # for tracebacks of several processes
 WRONG, LOST = 2, 3  # exit codes: a request that cannot be met; another process is gone
 
 
@@ -72,35 +73,16 @@ def work(options) -> None:
 
 
 def start(options, arguments: list[str]) -> int:
-    """Start the processes as torchrun does; where one ends too early, all end, and one sentence says so."""
-    import logging
-
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # pages about each process
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=options.processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
+    """Start the processes; where one ends too early, all end, and one sentence says so."""
+    where = ["--standalone", f"--nproc-per-node={options.processes}"]
+    goes_on = "it takes from there what is finished and kept"
     try:
-        elastic_launch(config, sys.executable)("-u", os.path.abspath(__file__), *arguments)
-    except ChildFailedError as failed:
-        codes = {failure.exitcode for failure in failed.failures.values()}
-        if WRONG in codes:
+        launch.torchrun([os.path.abspath(__file__), *arguments], where, options.processes, FOLDER, goes_on)
+    except launch.Lost as lost:
+        if WRONG in lost.codes:
             return WRONG  # it has said why
         kept = sum(sweep_of(options).has(name) for name in options.models)
-        print(
-            f"A process ended before its work was done (exit code {failed.get_first_failure()[1].exitcode}), so all "
-            f"have ended: {kept} of {len(options.models)} models are finished and kept, and this command goes on.",
-            file=sys.stderr,
-        )
+        print(f"{kept} of {len(options.models)} models are finished and kept. {lost}", file=sys.stderr)
         return LOST
     return 0
 
@@ -137,5 +119,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     if "RANK" in os.environ:  # one of several processes
+        launch.worker()
         launch.leave(main(sys.argv[1:]))
     sys.exit(main(sys.argv[1:]))

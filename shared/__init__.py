@@ -9,7 +9,7 @@ What labs use:
     scan        the selective scan, and giving it to transformers
     evaluate    perplexity and bits per byte
     plots       figures
-    results     measured rows, and sweeps that go on where they stopped
+    results     measured rows, sweeps that go on where they stopped, what is kept over a restart
     reference   what machines of the course measured before
     kits        what one lab needs beside these: small models, tasks, routing, fine-tuning, the forecast
     checks      what each exercise must satisfy
@@ -19,6 +19,6 @@ What lies underneath, from the bottom up; a room imports only from those before 
     units       bytes as people read them
     files       the course's folders, and writing a file whole or not at all
     hub         the catalogue of sources, the caches, downloads; no torch
-    machine     free memory, the watchdog, meters, kernels, graphs
+    machine     free memory, the watchdog, meters, kernels, graphs, what is set for a whole process
     notebooks   labs and answers as notebooks; executing and rendering them
 """

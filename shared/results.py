@@ -6,24 +6,39 @@ A sweep over models can be interrupted: each result is kept as it comes, and a s
     for name in zoo:
         quality.keep(name, lambda: measure(name))   # measured once, then read
     quality.finish(frame)                           # the CSV is written, what was kept goes
+
+What takes long in a lab is there again after a restart of its kernel, and says that it is not new:
+
+    curves = results.kept("lab-2.4.1-recall", train, steps=100)   # the function, and its arguments
 """
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
+import pickle
 import platform
 import shutil
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import TypeVar
 
 from shared import files
 from shared.errors import BadInput, CourseError
 from shared.machine import processor
+from shared.notebooks import absent, progress
+
+Result = TypeVar("Result")
+SAMPLE = 1_000_000  # values of a tensor that its content is told by
 
 
 def machine() -> dict[str, str | int]:
@@ -104,15 +119,18 @@ class Sweep:
         It is kept as `plain` gives it. Raises: CourseError where the result cannot be written, BadInput where it cannot
         be kept at all.
         """
-        if (kept := self._read(item)) is not None:
-            return kept["result"]
-        text = json.dumps(plain({"settings": self.settings, "result": measure()}))
+        if (earlier := self._read(item)) is not None:
+            return earlier["result"]
+        text = json.dumps(plain({"settings": self.settings, "result": kept(f"{self.name}-{item}", measure)}))
         files.write(self._file(item), text)
         self.made += 1
         return json.loads(text)["result"]
 
     def finish(self, frame) -> Path:
-        """Write the whole table to build/results/<name>.csv, and forget what was kept: the next run measures anew."""
+        """Write the whole table to build/results/<name>.csv, and forget what was kept: the next run measures anew.
+
+        For a student each result is still there after a restart, and says so (`kept`).
+        """
         path = save(frame, self.name)
         shutil.rmtree(self.folder, ignore_errors=True)
         return path
@@ -127,6 +145,117 @@ class Sweep:
         except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged from outside
             return None
         return kept
+
+
+# ---- over a restart of the kernel --------------------------------------------------------------------------------
+
+
+def kept(name: str, measure: Callable[..., Result], *arguments, **options) -> Result:
+    """What `measure(*arguments, **options)` returns, or what it has returned before a restart of the kernel.
+
+    Which one is printed: a time that was measured earlier is not passed off as new. It is kept in build/kept/<name>.pt
+    as long as all that it depends on is the same: arguments, the code of `measure` and of the notebook's functions that
+    it calls with the values that they read, `shared/`, the tiny models, machine and versions. So `measure` seeds what
+    it draws, and returns what it makes. The random numbers that follow are those of a new measurement, too. A run of
+    the labs by a program (COURSE_PROGRESS=off) always measures.
+    """
+    import torch
+
+    if progress.off():
+        return measure(*arguments, **options)
+    path = files.BUILD / "kept" / f"{name.replace('/', '--')}.pt"
+    key = _content((measure, arguments, options))
+    known = _read_kept(path)
+    if key and known.get("key") == key:
+        torch.set_rng_state(known["random"])
+        print(f"Kept from {known['when']}, not measured now: to measure it anew, delete {_from_here(path)}")
+        return known["value"]
+    value = measure(*arguments, **options)
+    if key:
+        when = f"{datetime.datetime.now():%H:%M on %d %B}"
+        known = {"key": key, "when": when, "random": torch.get_rng_state(), "value": value}
+        # A result is worth more than its record: a full disk, an object that cannot be written.
+        with suppress(CourseError, pickle.PicklingError, TypeError, AttributeError), files.replacing(path) as part:
+            torch.save(known, part)
+    return value
+
+
+def _read_kept(path: Path) -> dict:
+    import torch
+
+    try:
+        return torch.load(path, weights_only=False)  # of this folder's own kernels
+    except Exception:  # not there, cut off, or of classes that are gone
+        return {}
+
+
+def _from_here(path: Path) -> str:
+    return os.path.relpath(path, files.ROOT) if path.is_relative_to(files.ROOT) else str(path)
+
+
+def _content(value) -> str:
+    """A hash of a value by its content, with the course's code and the machine; "" where a part has none."""
+    where = {key: value for key, value in machine().items() if key != "date"}
+    stream = io.BytesIO()
+    try:
+        _Content(stream, protocol=5).dump((where, _course(), value))
+    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError):
+        return ""
+    return hashlib.sha256(stream.getbuffer()).hexdigest()
+
+
+@functools.cache
+def _course() -> str:
+    """A hash of the course's code and of its tiny models."""
+    digest = hashlib.sha256()
+    for path in sorted([*(files.ROOT / "shared").rglob("*.py"), *(files.DATA / "tiny").rglob("*")]):
+        if path.is_file():
+            digest.update(f"{path.relative_to(files.ROOT)}".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+class _Content(pickle.Pickler):
+    """Writes what a value is made of: functions of a notebook by their code, tensors by their numbers."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.functions: set[int] = set()
+
+    def reducer_override(self, value):
+        import torch
+
+        if isinstance(value, ModuleType):
+            return str, (value.__name__,)
+        if isinstance(value, torch.nn.Module):
+            return str, (type(value).__name__, sorted(value.state_dict().items()))
+        if isinstance(value, torch.Tensor):
+            every = max(1, value.numel() // SAMPLE)
+            numbers = value.detach().flatten()[::every].to("cpu").contiguous().view(torch.uint8).numpy().tobytes()
+            return str, (str(value.dtype), tuple(value.shape), numbers)
+        if isinstance(value, torch.Generator):
+            return str, (value.get_state(),)
+        if isinstance(value, CodeType):
+            return str, (value.co_code, value.co_names, value.co_varnames, value.co_consts)
+        module = getattr(value, "__module__", "")
+        own = module == "__main__" or module not in sys.modules  # of the notebook, or an answer of the course
+        if isinstance(value, FunctionType) and (own or "<" in value.__qualname__):
+            return str, (value.__qualname__, *self._function(value))
+        if isinstance(value, type) and own:
+            return str, (value.__qualname__, value.__bases__, sorted(self._methods(value)))
+        return NotImplemented
+
+    def _function(self, function: FunctionType) -> tuple:
+        """Its code, its defaults, and the values that it reads outside of itself."""
+        if id(function) in self.functions:  # it calls itself
+            return ()
+        self.functions.add(id(function))
+        reads, _ = absent.reads_and_binds(function.__code__)
+        outside = {name: function.__globals__[name] for name in reads if name in function.__globals__}
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        return function.__code__, function.__defaults__, function.__kwdefaults__, outside, cells
+
+    def _methods(self, kind: type) -> list:
+        return [(name, its) for name, its in vars(kind).items() if isinstance(its, FunctionType)]
 
 
 def plain(value):

@@ -99,6 +99,22 @@ def said(request, made) -> dict[str, str]:
 
 
 @pytest.fixture
+def gpu(monkeypatch):
+    """A discrete GPU that answers with its numbers."""
+    from played import Gpu
+
+    return Gpu().plugged_in(monkeypatch)
+
+
+@pytest.fixture
+def spark(tmp_path, monkeypatch):
+    """A DGX Spark: `spark.leave(size)` sets what is available."""
+    from played import Spark
+
+    return Spark().switched_on(monkeypatch, tmp_path)
+
+
+@pytest.fixture
 def one_thread():
     import torch
 
@@ -142,3 +158,9 @@ def published_bytes(*names: str) -> int:
 def numbers(text: str) -> list[float]:
     """The numbers in a text, in order."""
     return [float(n.replace(",", "")) for n in re.findall(r"-?\d[\d,]*\.?\d*", text)]
+
+
+def rows_of(text: str) -> dict[str, list[float]]:
+    """A printed table: what names a row, up to two spaces or a colon, without "tiny/" -> the numbers after it."""
+    lines = [re.match(r"\s*(?:tiny/)?(\S.*?)(?:: +|  +)(.*\d.*)", line) for line in text.splitlines()]
+    return {found[1]: numbers(found[2]) for found in lines if found}

@@ -149,8 +149,9 @@ COUNT = """() => {
 }"""
 
 
-def run_all_cells(url: str, notebook: str, screenshot: Path, minutes: float = 5, then=lambda page: None) -> Seen:
-    """Opens a notebook of the lab, runs all its cells by the menu, waits for the last, does `then`, takes a picture."""
+@contextmanager
+def opened(url: str, notebook: str) -> Iterator:
+    """A page of JupyterLab with this notebook of the lab, and its kernel at rest."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -163,7 +164,13 @@ def run_all_cells(url: str, notebook: str, screenshot: Path, minutes: float = 5,
         # Before its kernel is connected, a notebook answers Run All Cells with the question which kernel to take.
         page.wait_for_selector(".jp-NotebookPanel .jp-KernelName:has-text('Python 3')")
         page.wait_for_selector(".jp-NotebookPanel [data-status=idle]")
+        yield page
+        browser.close()
 
+
+def run_all_cells(url: str, notebook: str, screenshot: Path, minutes: float = 5, then=lambda page: None) -> Seen:
+    """Opens a notebook of the lab, runs all its cells by the menu, waits for the last, does `then`, takes a picture."""
+    with opened(url, notebook) as page:
         page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
         page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
         deadline = time.monotonic() + minutes * 60
@@ -179,7 +186,6 @@ def run_all_cells(url: str, notebook: str, screenshot: Path, minutes: float = 5,
         page.wait_for_timeout(500)
         screenshot.parent.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=screenshot)
-        browser.close()
     return Seen(**seen)
 
 
@@ -194,6 +200,7 @@ def served(chromium, tmp_path_factory) -> Iterator[tuple[Path, str, Path]]:
     tracker.write_text(json.dumps({"windowingMode": "none"}))
     log, build = tmp_path_factory.mktemp("log") / "log", tmp_path_factory.mktemp("build")
     own = {"JUPYTERLAB_SETTINGS_DIR": str(settings), "COURSE_BUILD": str(build)}  # others read what `make run` saved
+    own["COURSE_PROGRESS"] = ""  # here is a student at work
     with lab(folder, log, HOME=str(home), OMP_NUM_THREADS="1", **own) as url:
         yield folder, url, home
 
@@ -243,3 +250,64 @@ def test_a_solved_lab_runs_without_an_error_shows_its_figures_and_answers_what_i
     assert seen.executed + folded == seen.code_cells > folded > 0
     # Each figure has its words also here, where a screen reader looks for them.
     assert len(seen.figures) >= 3 and all(len(alt) > 40 for alt in seen.figures), seen.figures
+
+
+@pytest.mark.browser
+def test_a_student_with_a_keyboard_alone_errs_is_told_so_gets_it_right_and_finds_it_solved_after_a_restart(served):
+    folder, url, _ = served
+    notebook = notebooks.read("2.4.1")
+    exercise = ["first-exercise", "ex-kv-cache-bytes", "check-kv-cache-bytes", "mamba-state"]
+    notebook.cells = [cell for cell in notebook.cells if cell.id in ("machine", *exercise)]
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("from shared.kits import lab"))
+    nbformat.write(notebook, folder / "student.ipynb")
+    right = notebooks.answers("2.4.1")["ex-kv-cache-bytes"]
+    wrong = right.replace("return 2 * ", "return ")
+    assert wrong != right
+    machine, answer, check = 1, 3, 4  # places of the cells
+
+    with opened(url, "student.ipynb") as page:
+        keys = page.keyboard
+
+        def said(place: int, words: str) -> str:
+            """What a cell printed, as soon as these words are in it."""
+            output = page.locator(".jp-Notebook .jp-Cell").nth(place).locator(".jp-OutputArea-output")
+            output.filter(has_text=words).first.wait_for()
+            return "\n".join(output.all_inner_texts())
+
+        def write_and_check(source: str) -> None:
+            for key in ("Enter", "Control+a"):
+                keys.press(key)
+            keys.insert_text(source)
+            for _ in ("the answer", "its check"):
+                keys.press("Shift+Enter")
+
+        keys.press("Escape")
+        for _ in range(machine + 1):
+            keys.press("Shift+Enter")
+        assert "0 of 6 solved in this lab" in said(machine, "solved in this lab")
+
+        keys.press("Tab")
+        keys.press("Enter")
+        assert page.locator("details[open]").count() == 1, "the hint of the cell that is selected"
+        keys.press("ArrowDown")
+        write_and_check(wrong)
+        assert "✗" in said(check, "keys") and "Traceback" not in said(check, "keys")
+        page.screenshot(path=SCREENSHOTS / "student-mistake.png")
+
+        for _ in range(check - answer + 1):
+            keys.press("ArrowUp")
+        write_and_check(right)
+        assert "✓" in said(check, "1 of 6 solved in this lab")
+        page.screenshot(path=SCREENSHOTS / "student-right.png")
+
+        for key in ("0", "0"):
+            keys.press(key)
+        page.locator(".jp-Dialog", has_text="Restart Kernel?").wait_for()
+        keys.press("Enter")
+        page.locator(".jp-Dialog").wait_for(state="detached")
+        for _ in range(check + 1):
+            keys.press("ArrowUp")
+        for _ in range(machine + 1):
+            keys.press("Shift+Enter")
+        assert "1 of 6 solved in this lab" in said(machine, "1 of 6 solved")
+        page.screenshot(path=SCREENSHOTS / "student-restarted.png")

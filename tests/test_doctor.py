@@ -15,12 +15,13 @@ from types import SimpleNamespace
 import facts
 import pytest
 import torch
+from played import RECORDED, Gpu
 
 from shared import files, memory, notebooks
 from shared.files import ROOT
 from shared.hub import store
 from shared.kits import forecast, plans
-from shared.machine import guard, kernels, pool
+from shared.machine import kernels, pool
 from shared.models import fitting
 
 pytestmark = pytest.mark.slow
@@ -29,8 +30,7 @@ spec = importlib.util.spec_from_file_location("doctor_page", ROOT / "scripts/doc
 page = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(page)
 
-MEMINFO_SPARK = (ROOT / "tests/meminfo/unified.txt").read_text()  # a small MemFree, most of the rest in the page cache
-ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]  # of torch 2.13.0+cu130
+MEMINFO_SPARK = (RECORDED / "unified.txt").read_text()  # a small MemFree, most of the rest in the page cache
 
 
 def smi(folder, monkeypatch, apps="", driver="580.95.05"):
@@ -42,23 +42,11 @@ def smi(folder, monkeypatch, apps="", driver="580.95.05"):
     monkeypatch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
 
 
-def device(monkeypatch, name, capability, unified, total, free):
-    """torch, as it answers with this GPU."""
-    properties = SimpleNamespace(
-        name=name, major=capability[0], minor=capability[1], total_memory=total, is_integrated=int(unified)
-    )
-    for function, answer in {
-        "is_available": lambda: True,
-        "get_device_properties": lambda device=0: properties,
-        "get_device_name": lambda device=0: name,
-        "get_arch_list": lambda: ARCHITECTURES,
-        "mem_get_info": lambda device=None: (free, total),
-        "memory_reserved": lambda device=None: 0,
-        "memory_allocated": lambda device=None: 0,
-    }.items():
-        monkeypatch.setattr(torch.cuda, function, answer)
+def device(monkeypatch, gpu: Gpu) -> None:
+    """torch, as it answers with this GPU, whose rates cannot be measured."""
+    gpu.plugged_in(monkeypatch)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    here = dataclasses.replace(forecast.SPARK, name="this machine")  # its rates cannot be measured
+    here = dataclasses.replace(forecast.SPARK, name="this machine")
     monkeypatch.setattr(forecast, "machine", lambda device=None, dtype=torch.bfloat16: here)
 
 
@@ -75,11 +63,11 @@ def read(found) -> str:
 
 
 @pytest.fixture
-def spark(tmp_path, monkeypatch):
-    """A DGX Spark with a third of its memory in the page cache and one program on its GPU."""
+def spark(spark, tmp_path, monkeypatch):
+    """A DGX Spark with one program on its GPU."""
     smi(tmp_path, monkeypatch, f"{os.getppid()}, [N/A]\\n")
-    device(monkeypatch, "NVIDIA GB10", (12, 1), True, guard.SPARK, 3 * 10**9)
-    meminfo(tmp_path, monkeypatch, MEMINFO_SPARK)
+    device(monkeypatch, spark)
+    return spark
 
 
 # ---- this machine -----------------------------------------------------------------------------------------------
@@ -231,7 +219,7 @@ def test_a_full_spark_says_which_model_does_not_fit(spark, monkeypatch, tmp_path
 
 def test_a_discrete_gpu_has_memory_of_its_own(tmp_path, monkeypatch):
     smi(tmp_path, monkeypatch, f"{os.getppid()}, 2048\\n")
-    device(monkeypatch, "NVIDIA H100 80GB HBM3", (9, 0), False, 85 * 10**9, 80 * 10**9)
+    device(monkeypatch, Gpu("NVIDIA H100 80GB HBM3", (9, 0), total=85 * 10**9, free=80 * 10**9))
     found = facts.facts()
     text = read(found)
     assert "memory of its own" in text and "on the GPU 80 GB of 85 GB available" in text
@@ -242,7 +230,7 @@ def test_a_discrete_gpu_has_memory_of_its_own(tmp_path, monkeypatch):
 
 def test_a_gpu_that_this_torch_has_no_code_for_is_a_no(tmp_path, monkeypatch):
     smi(tmp_path, monkeypatch)
-    device(monkeypatch, "Tesla V100", (7, 0), False, 16 * 10**9, 15 * 10**9)
+    device(monkeypatch, Gpu("Tesla V100", (7, 0), total=16 * 10**9, free=15 * 10**9))
     text = read(facts.facts())
     assert "no code for compute capability 7.0" in text and "TORCH_INDEX_URL" in text
     assert not any(row["runs"] for row in facts.facts()["labs"] if row["scale"] == "full")

@@ -489,11 +489,31 @@ def test_a_killed_worker_ends_the_run_with_one_sentence_and_the_next_run_goes_on
     finally:
         running.kill()
     assert running.returncode == 3 and said.count("tiny/transformer:") == 1
-    assert complaint.count("\n") == 1 and "1 of 2 models are finished" in complaint and "-9" in complaint
+    assert complaint.count("\n") == 1 and "1 of 2 models are finished" in complaint and "(SIGKILL)" in complaint
     again = shared_out(2, *models_, "--name", name)
     assert again.returncode == 0 and "tiny/transformer: " in again.stdout and "kept from before" in again.stdout
     found = pd.read_csv(files.BUILD / "results" / f"{name}.csv").iloc[:, :8]
     pd.testing.assert_frame_equal(found, alone, check_exact=True)
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_launcher_that_is_killed_end_with_it():
+    command = [sys.executable, "scripts/evaluate.py", "tiny/transformer", "--processes", "2", "--name", "test-orphans"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = subprocess.Popen([*command, "--text", "story", "--stride", "1"], cwd=files.ROOT, **pipes)
+    workers: list[psutil.Process] = []
+    try:
+        while len(workers) < 2 and running.poll() is None:
+            time.sleep(0.05)
+            workers = [p for p in psutil.Process(running.pid).children() if "evaluate.py" in " ".join(p.cmdline())]
+    finally:
+        running.kill()
+        running.wait()
+    assert len(workers) == 2
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    for orphan in alive:
+        orphan.kill()
+    assert alive == []
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from jupyter_client.manager import start_new_kernel
 
 from shared import files, memory, models
@@ -27,31 +26,9 @@ GB = 1_000_000_000
 
 
 @pytest.fixture
-def spark(tmp_path, monkeypatch):
-    """A DGX Spark with the firmware of 2026: the GPU shares the memory; `spark.free(size)` sets what is available."""
-    state = SimpleNamespace(file=tmp_path / "meminfo", fraction=None, watched=0, allocated=0, total=guard.SPARK)
-
-    def free(size):
-        text = (RECORDED / "unified.txt").read_text()
-        state.file.write_text(re.sub(r"(MemAvailable: +)\d+", rf"\g<1>{int(size) // 1024}", text))
-
-    def watch():
-        state.watched += 1
-
-    state.free = free
-    free(119 * GB)
-    monkeypatch.setattr(pool, "MEMINFO", state.file)
-    monkeypatch.setattr(guard, "watch", watch)
-    monkeypatch.setattr(holders, "others", lambda: [])
-    for name, answer in {
-        "is_available": lambda: True,
-        "get_device_properties": lambda device: SimpleNamespace(is_integrated=1, total_memory=state.total),
-        "memory_allocated": lambda device: state.allocated,
-        "memory_reserved": lambda device: state.allocated,
-        "set_per_process_memory_fraction": lambda fraction, device: setattr(state, "fraction", fraction),
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, answer)
-    return state
+def spark(spark):
+    spark.leave(119 * GB)
+    return spark
 
 
 # -------------------------------------------------------------------------------------------------- what is available
@@ -68,8 +45,8 @@ GB10 = [
 @pytest.mark.parametrize("said", GB10)
 def test_a_file_in_the_page_cache_of_a_gb10_takes_nothing_from_a_model(said, spark, monkeypatch):
     rows = [f"{field}: {round(said[field] * 2**20)} kB" for field in ("MemFree", "MemAvailable", "Cached")]
-    spark.file.write_text("\n".join([f"MemTotal: {guard.SPARK // 1024} kB", *rows]))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (int(said["cuda"] * 2**30), 0))
+    spark.says("\n".join([f"MemTotal: {guard.SPARK // 1024} kB", *rows]))
+    spark.free = int(said["cuda"] * 2**30)
     assert pool.available() == pytest.approx(said["MemAvailable"] * 2**30, rel=1e-6)
     assert guard.budget() == pool.available() - guard.reserve()
     assert models.fits("mixtral-8x7b", weights="random"), "93 GB fit beside the reserve, whatever the page cache has"
@@ -86,7 +63,7 @@ def test_on_unified_memory_a_reserve_stays_free_and_elsewhere_nothing_is_kept(sp
     assert guard.reserve("cuda") == guard.kept(guard.SPARK) == pytest.approx(0.15 * guard.SPARK, abs=1)
     assert guard.budget("cuda") == pool.available("cuda") - guard.reserve("cuda")
     assert guard.reserve("cpu") == 0 and guard.budget("cpu") == pool.available("cpu")
-    spark.free(3 * GB)
+    spark.leave(3 * GB)
     assert guard.budget("cuda") == 0
 
 
@@ -109,7 +86,7 @@ def test_the_page_on_machines_has_these_numbers():
 
 @pytest.mark.parametrize("available", [117.9, 119.1])
 def test_on_a_spark_neither_jamba_nor_mixtral_fits_in_16_bits_and_both_do_in_8(spark, available):
-    spark.free(available * GB)
+    spark.leave(available * GB)
     for name in ("jamba-v0.1", "mixtral-8x7b"):
         assert not models.fits(name), name
         assert models.fits(name, bits=8), name
@@ -126,15 +103,15 @@ def test_the_data_sheet_says_of_the_two_what_fits_says(spark):
     )
     for name, least, load in zip(("jamba-v0.1", "mixtral-8x7b"), needed, loading, strict=True):
         assert models.fits(name).needed_bytes == pytest.approx(load, abs=0.05 * GB)
-        spark.free(least - 0.06 * GB)
+        spark.leave(least - 0.06 * GB)
         assert not models.fits(name), name
-        spark.free(least + 0.06 * GB)
+        spark.leave(least + 0.06 * GB)
         assert models.fits(name), name
     assert needed[0] > guard.SPARK  # never
     assert max(idle) - 5 * GB < needed[1] < max(idle)  # next to nothing else
     for name, load in zip(("jamba-v0.1", "mixtral-8x7b"), eight, strict=True):
         assert models.fits(name, bits=8).needed_bytes == pytest.approx(load, abs=0.05 * GB)
-        spark.free(min(idle))
+        spark.leave(min(idle))
         assert models.fits(name, bits=8), name
 
 
@@ -150,7 +127,7 @@ def test_torch_may_take_what_is_free_less_the_reserve(spark):
 
 def test_on_a_cpu_and_on_a_discrete_gpu_nothing_is_capped_or_watched(spark, monkeypatch):
     guard.protect("cpu")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(is_integrated=0))
+    spark.integrated = False
     guard.protect("cuda")
     assert spark.fraction is None and spark.watched == 0
 
@@ -159,14 +136,14 @@ def test_a_load_that_would_touch_the_reserve_is_refused_before_a_byte_is_taken(s
     needed = models.fits("mamba-2.8b").needed_bytes
     monkeypatch.setattr(models.checkpoints, "folder", lambda name: pytest.fail("it was fetched"))
     monkeypatch.setattr(holders, "others", lambda: [("labs/lab-2.4.3.ipynb", 77, 45 * GB)])
-    spark.free(needed + guard.reserve() - 10 * 1024)
+    spark.leave(needed + guard.reserve() - 10 * 1024)
     with memory.track("cpu") as m, pytest.raises(models.NotEnoughMemory) as error:
         models.load("mamba-2.8b")
     text = str(error.value)
     assert m.peak_bytes < 50e6 and spark.fraction is None
     assert f"beside the {memory.human(guard.reserve())} that stay free" in text and text.count(". ") == 0
     assert text.endswith("; shut down what else holds memory: labs/lab-2.4.3.ipynb (process 77, 45 GB).")
-    spark.free(needed + guard.reserve() + 10 * 1024)
+    spark.leave(needed + guard.reserve() + 10 * 1024)
     assert models.fits("mamba-2.8b")
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import numbers, published_bytes
+from conftest import numbers, published_bytes, rows_of
 from torch import nn
 
 from shared import files, notebooks, reference
@@ -19,12 +19,6 @@ from shared.models.sizes import published_config
 
 LAB = "2.4.2"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made")]
-
-
-def rows_of(text: str) -> dict[str, list[float]]:
-    """A printed table: the first word of each line -> the numbers after it."""
-    lines = [line.split(maxsplit=1) for line in text.splitlines() if len(line.split()) > 1]
-    return {name: numbers(rest) for name, rest in lines}
 
 
 def test_the_constant_state_blurs_what_the_selective_one_holds(said):
@@ -67,7 +61,7 @@ def test_a_selective_delta_carries_induction_beyond_its_training_and_a_fixed_ker
     for name in ("delta", "all"):
         assert rows[name][1] > rows["none"][1] + 0.2 and rows[name][4] > rows["none"][4] + 0.3, name
     assert rows["none"][4] < 0.3 < rows["none"][1] < 0.75  # "about half at twice the length"
-    assert rows["B,"][1] > rows["none"][1] and rows["B,"][4] < rows["delta"][4] - 0.2  # "the answer fades"
+    assert rows["B, C"][1] > rows["none"][1] and rows["B, C"][4] < rows["delta"][4] - 0.2  # "the answer fades"
 
 
 def test_the_example_is_read_off_the_string(said):
@@ -183,7 +177,7 @@ def test_the_cumulative_product_overflows_where_float32_ends(said):
     cumulative, *pairs = (
         float(re.search(r"at most (\S+) before", line)[1]) for line in said["naive-others"].splitlines()
     )
-    assert cumulative > 3 * max(pairs)  # "worse than the others"
+    assert 3 * max(pairs) < cumulative < 1e-5  # "worse than the others", and where the figure ends
 
 
 def test_what_keeps_one_state_takes_a_tenth_of_the_memory(said):

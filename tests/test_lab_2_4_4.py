@@ -1,5 +1,6 @@
 """What lab 2.4.4 claims, asserted on the run that `make run` gave, and its formulas against independent sources."""
 
+import importlib
 import math
 import re
 
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import numbers, published_bytes
+from conftest import numbers, published_bytes, rows_of
+from transformers import AutoConfig
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from shared import data, models, notebooks
-from shared.kits import moe
+from shared.kits import moe, routing
 from shared.models.sizes import published_config
 
 pytestmark = pytest.mark.slow
@@ -20,12 +22,6 @@ pytestmark = pytest.mark.slow
 LAB = "2.4.4"
 ANSWERS = notebooks.solution(LAB)
 RUN = pytest.mark.usefixtures("made")
-
-
-def rows_of(text: str) -> dict[str, list[float]]:
-    """A printed table: the words before the numbers of each line -> the numbers."""
-    lines = [re.match(r"\s*(.*?)\s+(-?\d+\.\d.*)$", line) for line in text.splitlines()]
-    return {found[1]: numbers(found[2]) for found in lines if found}
 
 
 # ---- formulas ------------------------------------------------------------------------------------------------------
@@ -105,6 +101,36 @@ def test_deepseek_moe_keeps_the_raw_probabilities_and_mixtral_is_of_another_type
     assert published_config("mixtral-8x7b").model_type == "mixtral"
 
 
+LATER_FAMILIES = {
+    "glm4_moe": "Glm4MoeTopkRouter",
+    "kimi_linear": "KimiLinearTopkRouter",
+    "minimax_m2": "MiniMaxM2TopKRouter",
+    "nemotron_h": "NemotronHTopkRouter",
+    "lfm2_moe": "Lfm2MoeTopKRouter",
+}
+
+
+@pytest.mark.parametrize("family", LATER_FAMILIES)
+@torch.no_grad()
+def test_later_families_are_of_the_third_kind(family):
+    """The library's router of each family that the last section names, without groups, scaled to sum to 1."""
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    config = AutoConfig.for_model(family, hidden_size=32, num_experts_per_tok=2, n_group=1, topk_group=1)
+    config.num_experts = config.num_local_experts = 8
+    config.routed_scaling_factor, config.norm_topk_prob, config.use_expert_bias = 1.0, True, True
+    router = getattr(module, LATER_FAMILIES[family])(config)
+    router.weight.copy_(normal(8, 32) / 4)
+    hidden, bias = normal(200, 32, seed=1), 0.2 * normal(8, seed=2)
+    if hasattr(router, "e_score_correction_bias"):
+        router.e_score_correction_bias.copy_(bias)
+        logits, weights, chosen = router(hidden)
+    else:  # the layer hands it in
+        logits, weights, chosen = router(hidden, bias)
+    yours, your_weights = ANSWERS.biased_router(logits, 2, bias)
+    dense = torch.zeros_like(logits)
+    torch.testing.assert_close(dense.scatter(1, yours, your_weights), dense.scatter(1, chosen, weights))
+
+
 def test_the_library_trains_with_the_pooled_loss_and_only_when_it_is_asked_to():
     model, _ = models.load("tiny/olmoe", dtype=torch.float32, device="cpu")
     ids = torch.arange(40)[None]
@@ -163,6 +189,10 @@ def test_one_model_is_even_and_the_other_has_dead_experts(said):
 def test_most_rows_of_the_balanced_model_are_nearly_orthogonal_and_a_group_is_close_to_parallel(said):
     first = rows_of(said["weight-table"].split("collapsed")[0])["layer 0"]
     assert abs(first[2]) < 0.1 and first[3] > 0.9  # the mean cosine, and the largest
+    model, _ = models.load("tiny/olmoe", dtype=torch.float32, device="cpu")
+    rows = torch.nn.functional.normalize(routing.routers(model)[0].weight.detach())
+    cosines = (rows @ rows.T)[~torch.eye(16, dtype=bool)].abs()
+    assert (cosines < 0.3).double().mean() > 0.7
 
 
 @RUN
@@ -201,13 +231,15 @@ def test_the_balanced_model_is_above_chance_and_code_alone_is_uneven(said):
         assert min(layer[0] for layer in layers) > chance[0]
     assert sum(layer[0] > 1.5 for layer in short[:4]) == 2 and max(layer[0] for layer in long[:4]) < 0.5
     domain, text = next(iter(data.tiny_text("heldout").items()))
-    assert domain == "code" and len(models.tiny_tokenizer()(text)["input_ids"]) > 1024  # "are all code"
+    read = 10 * 256  # the first four of every third window
+    assert domain == "code" and len(models.tiny_tokenizer()(text)["input_ids"]) > read  # "are all code"
     assert min(layer[3] for layer in long_collapsed[:4]) >= 2
+    assert long_collapsed[3][3] > 16 / 2  # of the last layer, "most buffers stand nearly empty"
 
 
 @RUN
 def test_chance_falls_like_one_over_a_root_and_every_layer_falls_more_slowly(said):
-    rows = rows_of(said["over-tokens"])
+    rows = rows_of(said["over-tokens"].split("\n", 1)[1])
     fallen = {name: values[0] / values[-1] for name, values in rows.items()}
     tokens = numbers(said["over-tokens"].splitlines()[0])
     assert fallen["chance"] == pytest.approx(math.sqrt(tokens[-1] / tokens[0]), rel=0.3)
@@ -240,7 +272,7 @@ def test_a_balanced_layer_needs_a_quarter_of_room_and_a_collapsed_one_more_than_
     rows = rows_of(said["dropped"])
     balanced, collapsed = (next(v for name, v in rows.items() if kind in name) for kind in ("balanced", "collapsed"))
     balanced, collapsed = balanced[-8:], collapsed[-8:]  # factors 0.5 to 4
-    assert balanced[3] < 0.02 and balanced[4] == 0
+    assert balanced[2] > 0.05 and balanced[3] < 0.02 and balanced[4] == 0
     assert 0.6 < collapsed[2] < 0.75 and 0.05 < collapsed[7] < 0.15 and collapsed[4] > 0.5
 
 
@@ -260,7 +292,7 @@ def test_from_the_same_start_only_the_unbalanced_run_collapses(said):
         starts.append(float(start))
         _, loss, *_, second, _, dead = numbers(rest)
         found[way] = {"loss": loss, "violation": second, "dead": dead}
-    assert len(set(starts)) == 1 and starts[0] < 1.5
+    assert len(set(starts)) == 1 and starts[0] < 1  # "All start alike"
     assert found["none"]["violation"] > 3 and found["none"]["dead"] >= 3
     for way in ("layer", "bias"):
         assert found[way]["violation"] < 1 and found[way]["dead"] == 0
@@ -287,8 +319,8 @@ def test_without_balancing_two_experts_take_most_of_the_choices(said):
 @RUN
 def test_the_table_shows_the_longer_runs_with_their_origin(said):
     rows = rows_of(said["longer-table"])
-    for way in ("none", "pooled", "layer", "sequence", "bias", "frozen", "top-1"):
-        assert way in " ".join(rows), way
+    assert set(program.VARIANTS) <= set(rows)
+    assert len(program.VARIANTS) == 7 and "in seven ways" in prose("title")
     assert rows["sequence"][5] < rows["layer"][5] / 2 and "torch" in said["longer-table"]
 
 
@@ -304,7 +336,8 @@ def test_quality_is_best_near_the_k_of_training(said):
     assert by_k[2][0] == size.active and by_k[16][0] == size.total
     best = min(by_k, key=lambda k: by_k[k][1])
     assert best in (2, 3) and by_k[1][1] > by_k[2][1] + 0.03 and by_k[16][1] > by_k[2][1] + 0.05
-    assert by_k[1][1] - by_k[2][1] > by_k[2][1] - by_k[4][1]  # "one less costs more than doubling saves"
+    assert by_k[1][1] - by_k[2][1] > 5 * (by_k[2][1] - by_k[best][1])  # "costs more than any number more gains"
+    assert by_k[8][1] > by_k[2][1] + 0.02
 
 
 @RUN

@@ -8,19 +8,13 @@ from collections import Counter, defaultdict
 import pandas as pd
 import pytest
 import torch
-from conftest import numbers, published_bytes
+from conftest import numbers, published_bytes, rows_of
 
 from shared import data, evaluate, files, models, notebooks, reference, scan
 from shared.kits import profiles
 
 LAB = "2.4.5"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made")]
-
-
-def rows_of(text: str) -> dict[str, list[float]]:
-    """A printed table: the model that a line begins with -> the numbers after it."""
-    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.startswith("tiny/")]
-    return {name.removeprefix("tiny/").rstrip(":"): numbers(rest) for name, rest in lines}
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +234,13 @@ def test_the_targets_of_the_open_challenges_can_be_reached(said):
     assert cheap.bits_per_byte <= dear.bits_per_byte
     parts = notebooks.solution(LAB).windows(cheap.tokens, 128, 96)
     assert sum(end - start for start, end, _ in parts) < 1.5 * cheap.tokens
+
+
+def test_the_five_models_of_one_size_stand_side_by_side(said):
+    rows = {line.split()[0]: numbers(line.split(maxsplit=1)[1]) for line in said["five-sizes"].splitlines()[1:]}
+    weights = [row[0] for row in rows.values()]
+    assert len(rows) == 5 and max(weights) < 1.1 * min(weights)
+    hybrid, transformer = (models.size(name) for name in ("mamba2attn-2.7b", "transformerpp-2.7b"))
+    assert hybrid.kv_bytes_per_token < transformer.kv_bytes_per_token / 3  # "a fraction of the transformers' slope"
+    assert rows["mamba2-2.7b"][1] == rows["mamba2-2.7b"][2] > 7 * rows["mamba-2.8b"][1]  # "its larger state"
+    assert "make reference" in said["siblings-before"] or "decode, ms per token" in said["siblings-before"]

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import numbers, published_bytes
+from conftest import numbers, published_bytes, rows_of
 from peft import LoraConfig, get_peft_model
 
 from shared import models, notebooks, reference
@@ -12,11 +12,6 @@ from shared.models.sizes import published_config
 
 LAB = "2.4.6"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made")]
-
-
-def row(text: str, name: str) -> list[float]:
-    """The numbers of the line of a table that begins with this name."""
-    return numbers(next(line for line in text.splitlines() if line.startswith(name)).removeprefix(name))
 
 
 def test_dt_proj_is_dead_and_the_others_live(said):
@@ -85,12 +80,12 @@ def test_exact_match_goes_from_below_ten_to_above_eighty_percent_on_both(said):
     before, after = re.search(r"(\d+)% before, (\d+)% after", said["after"]).groups()
     assert int(before) < 10 and int(after) > 80
     for name in ("mamba", "transformer"):
-        _, before, after, _ = row(said["after-twin"], name)
+        _, before, after, _ = rows_of(said["after-twin"])[name]
         assert before < 0.1 and after > 0.8, name
 
 
 def test_the_twin_trains_as_many_parameters(said):
-    mamba, twin = (row(said["after-twin"], name)[0] for name in ("mamba", "transformer"))
+    mamba, twin = (rows_of(said["after-twin"])[name][0] for name in ("mamba", "transformer"))
     assert twin == pytest.approx(mamba, rel=0.05)
 
 
@@ -136,7 +131,7 @@ def test_a_stopped_training_that_goes_on_is_the_one_in_one_piece(said):
 
 def test_the_old_skills_are_forgotten_and_replay_brings_them_back(said):
     text = said["forgetting"]
-    base, tuned, replay = (row(text, name)[2:] for name in ("base", "fine-tuned", "with replay"))
+    base, tuned, replay = (rows_of(text)[name][2:] for name in ("base", "fine-tuned", "with replay"))
     assert base[0] < 0.1 and min(base[1:]) > 0.95
     assert tuned[0] > 0.8 and sum(tuned[1:]) / 3 < 0.3
     assert replay[0] > 0.8 and min(replay[1:]) > 0.8

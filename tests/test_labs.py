@@ -194,6 +194,16 @@ def test_every_heading_is_followed_by_something_and_every_plot_by_a_sentence(lab
 
 
 @EACH
+def test_files_and_sections_that_a_lab_sends_to_exist(lab):
+    text = "\n".join(cell.source for cell in prose(notebooks.read(lab)))
+    assert "README's" not in text  # what is long stands in docs/
+    for name in re.findall(r"`((?:data|docs|labs|scripts|shared)/[\w./-]+)`", text):
+        assert (files.ROOT / name).exists(), name
+    for section, name in re.findall(r'"([^"]+)" in `(docs/[\w-]+\.md)`', text):
+        assert re.search(f"^#+ {section}$", (files.ROOT / name).read_text(encoding="utf-8"), re.MULTILINE), section
+
+
+@EACH
 def test_figures_come_early_and_have_alternative_text(lab):
     cells = notebooks.read(lab).cells
     first = next(i for i, cell in enumerate(cells) if "plots.show(" in cell.source)

@@ -14,7 +14,7 @@ import torch
 
 from shared import memory, models
 from shared.errors import BadInput, CourseError
-from shared.machine import guard, holders, meters, pool
+from shared.machine import holders, meters, pool
 
 MB = 1_000_000
 
@@ -33,38 +33,6 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "CGROUPS", files.cgroups)
     monkeypatch.setattr(meters, "PROCESS", files.process)
     return files
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """A CUDA device that answers with these numbers."""
-    state = SimpleNamespace(
-        integrated=0, free=0, total=140_000 * MB, reserved=0, allocated=0, peak=0, emptied=0, watched=0
-    )
-
-    def reset(device=None):
-        state.peak = state.allocated
-
-    def empty():
-        state.emptied += 1
-        state.reserved = state.allocated
-
-    properties = SimpleNamespace(is_integrated=0, total_memory=state.total)
-    for name, answer in {
-        "is_available": lambda: True,
-        "get_device_properties": lambda device: SimpleNamespace(
-            **{**vars(properties), "is_integrated": state.integrated}
-        ),
-        "mem_get_info": lambda device: (state.free, state.total),
-        "memory_reserved": lambda device: state.reserved,
-        "memory_allocated": lambda device: state.allocated,
-        "max_memory_allocated": lambda device: max(state.peak, state.allocated),
-        "reset_peak_memory_stats": reset,
-        "empty_cache": empty,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, answer)
-    monkeypatch.setattr(guard, "watch", lambda: setattr(state, "watched", state.watched + 1))
-    return state
 
 
 # ---------------------------------------------------------------------------------------------------------- available

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from IPython.core.inputtransformer2 import TransformerManager
 from safetensors.torch import load_file, save_file
-from small_models import SMALL, write
+from small_models import SMALL, shrunk, write
 
 from shared import files, memory, models, scan
 from shared.hub.catalogue import CONFIGS
-from shared.machine import guard, holders, pool
+from shared.machine import pool
 from shared.models import cards, checkpoints, fitting, loading, sizes
 
 # Total and active parameters, KV bytes per token in bf16, state bytes (fp32 recurrent and bf16 convolution, so for
@@ -41,6 +41,8 @@ PUBLISHED = {
 # The same, with the recurrent part of the state and the windows, of models that the course has as configs alone.
 PUBLISHED_2026 = {
     "mamba2-2.7b": (2_702_599_680, 2_702_599_680, 0, 170_524_672, 167_772_160, ()),
+    "mamba2attn-2.7b": (2_825_982_560, 2_825_982_560, 92_160, 154_537_984, 152_043_520, ()),
+    "transformerpp-2.7b": (2_666_457_600, 2_666_457_600, 327_680, 0, 0, ()),
     "nemotron-3-nano-30b-a3b": (31_577_937_344, 3_580_073_408, 6_144, 49_364_992, 46 * 2**20, ()),
     "granite-4.0-h-tiny": (6_939_037_248, 1_465_470_528, 8_192, 57_581_568, 54 * 2**20, ()),
     "granite-4.0-h-small": (32_207_337_984, 8_803_121_664, 16_384, 153_427_968, 144 * 2**20, ()),
@@ -111,6 +113,22 @@ def test_sizes_of_models_of_2026_equal_the_published_ones_to_the_last_byte(name)
     assert size.latent_bytes_per_token == (8_064 if name.startswith("kimi") else 0)
     held = sum(min(1_000_000, kept) * per_token for kept, per_token in windows)
     assert size.cache_bytes(1_000_000) == 1_000_000 * kv + state + held
+
+
+def test_the_shape_of_the_hybrid_differs_from_the_published_model_by_what_its_source_says():
+    """The published one ties its head to the embedding, and attention has a convolution with a bias over 4 steps."""
+    width, head, queries = 2560, 50_288 * 2560, 30 * 128
+    mamba2 = (models.size("mamba2-2.7b").total - head - width) // 64
+    convolution = 3 * queries * (4 + 1)
+    attention = width + 3 * queries * width + convolution + queries * width
+    published = head + width + 58 * mamba2 + 6 * attention
+    assert published == 2_697_590_880
+    assert models.size("mamba2attn-2.7b").total == published + head - 6 * convolution
+
+
+def test_the_shape_of_the_transformer_is_of_the_size_that_its_name_says():
+    assert models.size("transformerpp-2.7b").total == pytest.approx(2.7e9, rel=0.02)
+    assert models.size("transformerpp-2.7b").kv_bytes_per_token == models.size("pythia-2.8b").kv_bytes_per_token
 
 
 def test_a_model_of_which_the_course_has_the_config_alone_comes_with_random_weights_or_not_at_all():
@@ -218,14 +236,9 @@ def test_fits_adds_the_cache_of_the_context(monkeypatch):
 
 
 @pytest.fixture
-def spark(monkeypatch):
-    """A machine of 128 GB that GPU and CPU share, with 119 GB available and no other notebook open."""
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: None)  # it is there
-    monkeypatch.setattr(pool, "is_unified", lambda device=None: True)
-    monkeypatch.setattr(pool, "pick_device", lambda device=None: torch.device("cuda"))
-    monkeypatch.setattr(pool, "available", lambda device=None: 119_000_000_000)
-    monkeypatch.setattr(guard, "reserve", lambda device=None: 6_400_000_000)
-    monkeypatch.setattr(holders, "others", lambda: [])
+def spark(spark):
+    spark.leave(126e9)
+    return spark
 
 
 def test_on_unified_memory_trained_weights_need_room_for_what_is_in_flight_while_they_load(spark):
@@ -234,7 +247,7 @@ def test_on_unified_memory_trained_weights_need_room_for_what_is_in_flight_while
     in_flight = 4 * 16 * 2 * 14336 * 4096 * 2
     assert not jamba and jamba.needed_bytes == models.size("jamba-v0.1").weight_bytes + in_flight
     assert (
-        "needs 118 GB (15 GB of it while it loads) on cuda and 113 GB are available beside the 6.4 GB that stay"
+        "needs 118 GB (15 GB of it while it loads) on cuda and 106 GB are available beside the 19.6 GB that stay"
         in str(jamba)
     )
     assert models.fits("jamba-v0.1", weights="random").needed_bytes == models.size("jamba-v0.1").weight_bytes
@@ -288,14 +301,22 @@ def test_bits_that_are_not_offered_are_refused(name, bits):
     sentence(error)
 
 
+@pytest.mark.parametrize("model_type", ["mixtral", "olmoe", "nemotron_h", "qwen3_5_moe_text", "gpt_oss"])
+def test_the_names_of_eight_bit_weights_are_those_of_all_routed_experts_and_no_others(model_type):
+    model = sizes.on_meta(shrunk(model_type))
+    routed = {name for name, shape in sizes.routed(model).items() if len(shape) == 3}
+    chosen = {name for name, _ in model.named_parameters() if re.fullmatch(loading.EIGHT_BIT, name)}
+    assert chosen == routed and routed
+
+
 @pytest.mark.parametrize(
     ("name", "free", "smaller"),
-    [("mixtral-8x7b", 106e9, "deepseek-moe-16b"), ("jamba-v0.1", 119e9, "mixtral-8x7b")],
+    [("mixtral-8x7b", 119e9, "deepseek-moe-16b"), ("jamba-v0.1", 126e9, "mixtral-8x7b")],
 )
 def test_on_a_spark_the_two_largest_are_offered_in_eight_bits_before_anything_is_fetched(
     spark, monkeypatch, name, free, smaller
 ):
-    monkeypatch.setattr(pool, "available", lambda device=None: int(free))
+    spark.leave(free)
     monkeypatch.setattr(checkpoints, "folder", lambda card: pytest.fail("it was fetched"))
     with pytest.raises(models.NotEnoughMemory) as error:
         models.load(name)

@@ -89,6 +89,15 @@ def test_a_token_is_predicted_from_what_stands_before_it():
     assert torch.equal(before[:, :60], after[:, :60]) and not torch.allclose(before[:, 60:], after[:, 60:])
 
 
+def test_attention_adds_next_to_nothing_to_a_token_of_a_fresh_model():
+    model, norms = built(), {}
+    block = model.blocks[0]
+    block.register_forward_pre_hook(lambda _, given: norms.update(token=given[0].norm(dim=-1)))
+    block.out.register_forward_hook(lambda _, given, added: norms.update(added=added.norm(dim=-1)))
+    model(next(moe.batches(1, seed=0))[:, :-1])
+    assert norms["added"].mean() < 0.01 * norms["token"].mean()
+
+
 # ---- text and training ---------------------------------------------------------------------------------------------
 
 
@@ -156,7 +165,7 @@ def test_the_runs_were_made_with_the_settings_of_the_program():
 
 
 def test_without_balancing_experts_die_on_every_seed_and_with_it_none_do():
-    assert min(final("none", "dead", 1)) >= 4
+    assert min(final("none", "dead", 1)) >= 4 and len(set(final("none", "dead", 1))) > 1  # differs from seed to seed
     for variant in ("layer", "sequence", "bias"):
         assert final(variant, "dead", 0) == final(variant, "dead", 1) == [0, 0, 0], variant
 
@@ -176,14 +185,22 @@ def test_the_pooled_loss_lies_between_none_and_per_layer():
         assert layer < pooled < none
 
 
-def test_balancing_per_sequence_destroys_the_specialisation_on_every_seed():
+def test_balancing_per_sequence_takes_most_of_the_specialisation_away_on_every_seed():
     for layer in (0, 1):
         for other in ("layer", "bias"):
             assert max(final("sequence", "mutual_information", layer)) < min(final(other, "mutual_information", layer))
-    ratio = statistics.mean(final("sequence", "mutual_information", 1)) / statistics.mean(
-        final("layer", "mutual_information", 1)
-    )
-    assert ratio < 0.5
+    of_sequence, of_layer = (final(variant, "mutual_information", 1) for variant in ("sequence", "layer"))
+    for less, more in zip(of_sequence, of_layer, strict=True):  # "of the second layer"
+        assert less < more / 2
+    others = [value for variant in program.VARIANTS for value in final(variant, "mutual_information", 1)]
+    assert max(of_sequence) < min(value for value in others if value not in of_sequence)
+    uneven = [statistics.mean(final(variant, "max_violation", 1)) for variant in ("sequence", "layer")]
+    assert uneven[0] == pytest.approx(uneven[1], rel=0.2)  # "about as even"
+
+
+def test_top_1_alone_is_worse_than_all_others_on_every_seed():
+    others = [value for v in program.VARIANTS if v != "top-1" for value in final(v, "bits_per_byte")]
+    assert min(final("top-1", "bits_per_byte")) > max(others)
 
 
 def test_one_expert_per_token_is_as_uneven_and_no_balancing_costs_about_a_percent_on_every_seed():

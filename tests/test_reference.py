@@ -17,6 +17,7 @@ import torch
 
 from shared import files, models, notebooks, reference, timing
 from shared.machine import guard
+from shared.models import sizes
 from shared.models.cards import check_name
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,9 @@ def test_scale_full_has_every_comparison_that_the_labs_make():
     assert {(p["model"], p["batch"]) for p in parts["batch"]} == {(name, 2**k) for name in pair for k in range(7)}
     assert {p["model"] for p in parts["mixtures"]} == {"olmoe-1b-7b", "deepseek-moe-16b"}
     assert {p["model"] for p in parts["large"]} == {"mixtral-8x7b"}
+    assert {(p["model"], p["tokens"]) for p in parts["siblings"]} == {
+        (name, 2**k) for name in ("mamba2-2.7b", "mamba2attn-2.7b", "transformerpp-2.7b") for k in range(10, 18)
+    }
     assert [p["layers"] for p in parts["hybrid"]] == [8, 16, 24, 32]
     assert {p["path"] for part in parts if part.startswith("scan-") for p in parts[part]} == {
         "kernel",
@@ -50,6 +54,18 @@ def test_scale_full_has_every_comparison_that_the_labs_make():
 def test_a_cpu_measures_no_graph_and_no_kernel():
     parts = points.plan("tiny", on_gpu=False)
     assert not any(point.get("graph") for part in parts.values() for point in part) and "scan-kernel" not in parts
+
+
+@pytest.mark.parametrize("name", points.SIBLINGS)
+def test_a_shape_at_scale_tiny_is_of_the_class_of_the_published_one_and_small(name):
+    bench = points.Bench("tiny")
+    point = {"model": name, "graph": False, "tokens": 32, "batch": 1}
+    row = bench.row(point, None)
+    assert row["status"] == "ok" and row["decode_seconds"] > 0
+    assert type(bench.model).__name__ == sizes.published_config(name).architectures[0]
+    assert row["weight_bytes"] < 2e6
+    kinds = {type(layer).__name__ for layer in bench.model.modules()}
+    assert ("NemotronHAttention" in kinds and "NemotronHMamba2Mixer" in kinds) == (name == "mamba2attn-2.7b")
 
 
 # ---- one point ----------------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 import datetime
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -180,3 +182,116 @@ def test_a_table_of_another_scale_is_refused_and_a_missing_one_is_none(build):
     (build / "results" / "t.csv").write_text("")
     with pytest.raises(CourseError, match="cannot be read"):
         results.load("t")
+
+
+# ---- over a restart of the kernel ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def student(build, monkeypatch):
+    """Where a student runs a lab, and not a program."""
+    monkeypatch.setenv("COURSE_PROGRESS", "")
+    return build
+
+
+CELLS = """
+import torch
+steps = 3
+calls = []
+def half(x):
+    return x / 2
+def train(model, more):
+    calls.append(1)
+    torch.manual_seed(0)
+    return {"model": model, "drawn": torch.rand(steps), "half": half(more)}
+torch.manual_seed(1)
+model = torch.nn.Linear(2, 2)
+"""
+
+
+def cells(*changes: tuple[str, str]) -> dict:
+    """The names of a notebook that was just restarted and has run these cells, with some text replaced."""
+    source = CELLS
+    for old, new in changes:
+        assert old in source
+        source = source.replace(old, new)
+    names = {"__name__": "__main__"}
+    exec(compile(source, "<cells>", "exec"), names)
+    return names
+
+
+def trained(names: dict, more=1.0) -> dict:
+    return results.kept("lab-train", names["train"], names["model"], more=more)
+
+
+def test_after_a_restart_a_result_is_there_again_and_says_that_it_is_not_new(student, capsys):
+    first = cells()
+    before = trained(first)
+    drawn = torch.rand(3)  # by a later cell
+    assert capsys.readouterr().out == ""
+    second = cells()
+    after = trained(second)
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"Kept from \d\d:\d\d on .*, not measured now: .* delete \S+/kept/lab-train.pt\n", said)
+    assert (first["calls"], second["calls"]) == ([1], [])
+    assert torch.equal(before["drawn"], after["drawn"]) and torch.equal(before["model"].weight, after["model"].weight)
+    assert torch.equal(torch.rand(3), drawn), "what a later cell draws is what it drew before"
+    next((student / "kept").iterdir()).unlink()
+    trained(second)
+    assert second["calls"] == [1], "deleted, as the line says"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("steps = 3", "steps = 4"),
+        ("x / 2", "x / 3"),
+        ('"drawn"', '"more"'),
+        ("manual_seed(1)", "manual_seed(2)"),
+        ("return x / 2", "return (lambda: x / 4)()"),
+    ],
+)
+def test_what_a_result_depends_on_has_it_measured_anew(student, change):
+    trained(cells())
+    other = cells(change)
+    trained(other)
+    assert other["calls"] == [1]
+    trained(again := cells(change))
+    assert again["calls"] == [], "and that one is kept"
+
+
+def test_other_arguments_another_version_and_a_program_measure(student, monkeypatch):
+    trained(cells())
+    trained(other := cells(), more=2.0)
+    assert other["calls"] == [1]
+    monkeypatch.setattr(results, "machine", lambda: {"torch": "another"})
+    trained(other, more=2.0)
+    assert other["calls"] == [1, 1]
+    monkeypatch.setenv("COURSE_PROGRESS", "off")
+    trained(other, more=2.0)
+    assert other["calls"] == [1, 1, 1]
+
+
+def test_what_cannot_be_kept_is_measured_each_time(student):
+    calls = []
+    for _ in range(2):
+        results.kept("a lock comes", lambda: calls.append("result") or threading.Lock())
+        results.kept("a lock goes in", lambda lock: calls.append("argument"), threading.Lock())
+    assert calls == ["result", "argument"] * 2
+
+
+def test_a_damaged_file_is_measured_over(student):
+    (student / "kept").mkdir()
+    (student / "kept" / "cut.pt").write_bytes(b"PK")
+    assert [results.kept("cut", lambda: 2), results.kept("cut", lambda: 2)] == [2, 2]
+    assert len((student / "kept" / "cut.pt").read_bytes()) > 2
+
+
+def test_a_finished_sweep_is_there_again_for_a_student(student, capsys):
+    frame = pd.DataFrame({"x": [1]})
+    names = cells()
+    for _ in range(2):
+        sweep = results.Sweep("s", scale="tiny")
+        sweep.keep("tiny/a", partial(names["half"], 3))
+        sweep.finish(frame)
+    assert capsys.readouterr().out.count("Kept from") == 1

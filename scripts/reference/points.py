@@ -12,10 +12,25 @@ from shared.machine import guard, pool
 from shared.models.cards import published_config
 from shared.units import human
 
+# With the twins five architectures of one size: the nearest shapes that transformers has, always with random weights.
+SIBLINGS = ("mamba2-2.7b", "mamba2attn-2.7b", "transformerpp-2.7b")
+# At scale tiny the same classes with few and narrow layers.
+NARROW = {"hidden_size": 64, "vocab_size": 1024, "num_hidden_layers": 4}
+IN_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
+NARROW_SHAPES = {
+    "mamba2-2.7b": NARROW | {"num_heads": 8, "head_dim": 16, "state_size": 32},
+    "mamba2attn-2.7b": NARROW
+    | IN_HEADS
+    | {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 32}
+    | {"layers_block_type": ["mamba", "attention", "mamba", "mamba"]},
+    "transformerpp-2.7b": NARROW | IN_HEADS | {"intermediate_size": 176},
+}
+
 SETTINGS = {
     "full": {
         "twins": ("mamba-2.8b", "pythia-2.8b"),
         "mixtures": ("olmoe-1b-7b", "deepseek-moe-16b"),
+        "siblings": SIBLINGS,
         "large": "mixtral-8x7b",
         "hybrid": {"jamba-v0.1": (8, 16, 24, 32)},  # layers
         "contexts": [2**k for k in range(10, 18)],
@@ -29,6 +44,7 @@ SETTINGS = {
     "tiny": {
         "twins": ("tiny/mamba", "tiny/transformer"),
         "mixtures": ("tiny/olmoe", "tiny/deepseek-moe"),
+        "siblings": SIBLINGS,
         "large": "tiny/olmoe",
         "hybrid": {"tiny/jamba": (3, 4)},
         "contexts": [256, 512, 1024, 2048, 4096],
@@ -55,6 +71,7 @@ def plan(scale: str, on_gpu: bool) -> dict[str, list[dict]]:
     parts = {
         "context": generate(s["twins"], s["contexts"]),
         "batch": generate(s["twins"], [s["short"]], s["batches"]),
+        "siblings": [point for point in generate(s["siblings"], s["contexts"]) if not point["graph"]],
         "mixtures": generate(s["mixtures"], [s["short"]], s["batches"][:3]),
         "large": generate([s["large"]], [s["short"]]),
         "hybrid": [
@@ -111,7 +128,9 @@ class Bench:
         dtype = SETTINGS[self.scale]["dtype"]
         models.size(name)  # imports the code of the model, which is no part of what it takes
         with memory.track(self.device) as tracked:
-            if layers is None:
+            if self.scale == "tiny" and name in NARROW_SHAPES:
+                self.model = models.from_config(narrowed(name), dtype, self.device)
+            elif layers is None:
                 self.model, _ = models.load(name, dtype, "random", self.device)
             else:
                 self.model = first_layers(name, layers, dtype, self.device)
@@ -177,6 +196,17 @@ class Bench:
 
 def no_fused(*arguments, **options) -> None:
     return None
+
+
+def narrowed(name: str):
+    """The config of a published shape, with few and narrow layers."""
+    from transformers import AutoConfig
+
+    fields = published_config(name).to_dict()
+    del fields["transformers_version"]
+    for derived in ("layer_types", "hybrid_override_pattern"):  # from the names of the layers, which are other ones now
+        fields.pop(derived, None)
+    return AutoConfig.for_model(**fields | NARROW_SHAPES[name])
 
 
 def first_layers(name: str, layers: int, dtype: torch.dtype, device: torch.device):

@@ -107,6 +107,17 @@ CONFIGS = {
         "the repository's config.json (width 2560, 64 layers, a vocabulary of 50,277 padded to 50,288) and the "
         "defaults of the mamba-ssm package that it leaves in place, under transformers' names",
     ),
+    "mamba2attn-2.7b": Config(
+        "state-spaces/mamba2attn-2.7b",
+        "a shape: the repository's config.json (58 Mamba-2 layers, attention in layers 9, 18, 27, 36, 45 and 56 with "
+        "30 heads of 128) in transformers' Nemotron-H without its MLPs, whose attention has no convolution and no "
+        "rotary positions, and whose output head is its own",
+    ),
+    "transformerpp-2.7b": Config(
+        "state-spaces/transformerpp-2.7b",
+        "a shape: 32 layers of width 2560 in transformers' Llama, with the width of the MLP by mamba-ssm's rule (8/3 "
+        "of the model's, up to a multiple of 128)",
+    ),
     "nemotron-3-nano-30b-a3b": Config("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", QUOTED),
     "granite-4.0-h-tiny": Config("ibm-granite/granite-4.0-h-tiny", QUOTED),
     "granite-4.0-h-small": Config("ibm-granite/granite-4.0-h-small", QUOTED),

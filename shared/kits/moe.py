@@ -86,8 +86,8 @@ class Block(nn.Module):
 class SmallMoE(nn.Module):
     """A language model of mixture blocks over the course's tokenizer. Seed torch before you build it.
 
-    All weights start from 0.02, as published models do, and the embedding from 1: with a small embedding attention's
-    average drowns the token, a fresh router sees all tokens alike, and experts look dead before the first step.
+    All weights start from 0.02 and the embedding from 1: a fresh router sees the tokens nearly as they are, and next to
+    nothing of what attention mixes into them.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""What lies between the course and the machine: free memory, the watchdog, meters, kernels, graphs."""
+"""What lies between the course and the machine: free memory, the watchdog, meters, kernels, graphs,
+and what is set for a whole process."""
 
 import os
 import platform

@@ -97,6 +97,10 @@ def from_config(config, dtype: torch.dtype, device):
         return _registered(AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False))
 
 
+# The fused weights of routed experts. Nemotron-H's have no gate, and so an up_proj of its own.
+EIGHT_BIT = r".*\.experts\.(gate_up_proj|up_proj|down_proj)"
+
+
 def _eight_bit_experts(weights: str) -> dict:
     """Options for from_pretrained that keep routed experts as int8.
 
@@ -113,7 +117,7 @@ def _eight_bit_experts(weights: str) -> dict:
         ) from None
     from transformers import TorchAoConfig
 
-    experts = FqnToConfig({r"re:.*\.experts\.(gate_up_proj|down_proj)": Int8WeightOnlyConfig()})
+    experts = FqnToConfig({f"re:{EIGHT_BIT}": Int8WeightOnlyConfig()})
     # int8 tensors can be multiplied one expert at a time, not in one grouped call.
     return {"quantization_config": TorchAoConfig(experts), "experts_implementation": "eager"}
 

@@ -39,7 +39,7 @@ def export(lab: str, scale: str = "tiny") -> Path:
             f"{path.name} has no cell `{LAST[lab]}`, where the training ends: keep your file under another name, then "
             f"take the course's own again: {notebooks.remedy(path)}"
         )
-    parts = ["from shared.notebooks import launch\n\nlaunch.worker()"]
+    parts = ["from shared.notebooks import launch\n\nlaunch.lab_worker()"]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             parts.append(f"# %% {cell.id}\n{cell.source}")
@@ -54,21 +54,26 @@ def export(lab: str, scale: str = "tiny") -> Path:
 
 
 def worker() -> None:
-    """What a process does first: stand where a notebook stands, take its own GPU, leave the talking to process 0.
+    """What a process of several does first, for the rest of its life: end with the launcher, leave its traceback there.
 
-    For the rest of the process: its folder, its GPU, stdout of all but process 0, and where a traceback is written.
+    Where somebody's own launcher has started it, nothing changes.
     """
+    if folder := os.environ.get("COURSE_LAUNCH"):
+        process.end_with(int(os.environ["COURSE_LAUNCHER"]))
+        log = _log(Path(folder), int(os.environ["RANK"]))
+        sys.excepthook = lambda *error: files.write(log, "".join(traceback.format_exception(*error)))
+
+
+def lab_worker() -> None:
+    """As `worker`; and stand where a notebook stands, take a GPU of its own, leave the talking to process 0."""
     import torch
 
+    worker()
     os.chdir(files.LABS)
-    if "COURSE_LAUNCH" in os.environ:  # else somebody's own launcher started it
-        process.end_with(os.getppid())
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if rank := int(os.environ.get("RANK", 0)):
+    if int(os.environ.get("RANK", 0)):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lives
-    if "COURSE_LAUNCH" in os.environ:
-        sys.excepthook = lambda *error: files.write(_log(rank), "".join(traceback.format_exception(*error)))
 
 
 def leave(code: int = 0) -> NoReturn:
@@ -87,9 +92,9 @@ def leave(code: int = 0) -> NoReturn:
     os._exit(code)
 
 
-def _log(rank: int) -> Path:
+def _log(folder: Path, rank: int) -> Path:
     """Where a process leaves its traceback: when one is lost, the others raise too, and nobody can read that."""
-    return FOLDER / f"process-{rank}.log"
+    return folder / f"process-{rank}.log"
 
 
 def launch(lab: str, scale: str, nodes: int, head: str = "") -> None:
@@ -108,8 +113,13 @@ def launch(lab: str, scale: str, nodes: int, head: str = "") -> None:
         )
     # Several machines may share this folder, and each has a part in the same launch.
     held = None if head else commands.alone("make run NODES=", FOLDER)
+    where = ["--standalone", f"--nproc-per-node={nodes}"]
+    goes_on = "the training goes on from its last checkpoint"
+    if head:
+        where = [f"--nnodes={nodes}", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-id={lab}"]
+        where.append(f"--rdzv-endpoint={head}:{PORT}")
     try:
-        _start(script, lab, nodes, head)
+        torchrun([str(script)], where, nodes, FOLDER, goes_on)
     finally:
         if held:
             held.close()
@@ -126,51 +136,65 @@ def _check_head(head: str) -> None:
         raise BadInput(f"HEAD={head} is no machine that is known here: give the first one's name or address.")
 
 
-def _start(script: Path, lab: str, nodes: int, head: str) -> None:
-    """What torchrun does on the command line, with a sentence for what it raises."""
-    where = ["--standalone", f"--nproc-per-node={nodes}"]
-    if head:
-        where = [f"--nnodes={nodes}", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-id={lab}"]
-        where.append(f"--rdzv-endpoint={head}:{PORT}")
-    for old in FOLDER.glob("process-*.log"):
+def torchrun(command: list[str], where: list[str], nodes: int, folder: Path, goes_on: str) -> None:
+    """Run a program of Python in several processes, as torchrun does it on the command line.
+
+    All end with this process, also by SIGKILL, if they call `worker`; where one ends too early, the others are stopped.
+
+    Args:
+        command: the program and its arguments. where: arguments of torchrun that say how many, and on which machines.
+        nodes: how many, for the sentence. folder: for tracebacks. goes_on: what a second call does, as a clause.
+
+    Raises: Lost in one sentence where a process ends early or the connection to another machine is lost.
+    """
+    for old in folder.glob("process-*.log"):
         old.unlink()
     # The warnings of torch's C++ about a lost process are a page long, and so is the report of a failure.
-    variables = process.environment(TORCH_CPP_LOG_LEVEL="ERROR", COURSE_LAUNCH="1")
-    with variables, process.silent("torch.distributed.elastic"):
+    quiet = process.environment(TORCH_CPP_LOG_LEVEL="ERROR")
+    for_workers = process.environment(COURSE_LAUNCH=str(folder), COURSE_LAUNCHER=str(os.getpid()))
+    with quiet, for_workers, process.silent("torch.distributed.elastic"):
         import torch.distributed
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.elastic.rendezvous import RendezvousError
         from torch.distributed.run import parse_args, run
 
         try:
-            run(parse_args([*where, "--max-restarts=0", str(script)]))
+            run(parse_args([*where, "--max-restarts=0", "--monitor-interval=0.1", *command]))
         except ChildFailedError as failed:
-            raise CourseError(_sentence(failed.failures, nodes)) from None
+            codes = {failure.exitcode for failure in failed.failures.values()}
+            raise Lost(_sentence(failed.failures, nodes, folder, goes_on), codes) from None
         except (RendezvousError, torch.distributed.DistError) as lost:
-            raise CourseError(
+            raise Lost(
                 f"The connection to the other machines was lost ({type(lost).__name__}): start the same command on "
-                f"each of them, with HEAD={head or 'the first one'}. A training goes on from its last checkpoint."
+                f"each of them, and {goes_on}."
             ) from None
 
 
-def _sentence(failures: dict, nodes: int) -> str:
+class Lost(CourseError):
+    """One of several processes ended too early. codes: with which they ended."""
+
+    def __init__(self, sentence: str, codes: set[int] = frozenset()):
+        super().__init__(sentence)
+        self.codes = codes
+
+
+def _sentence(failures: dict, nodes: int, folder: Path, goes_on: str) -> str:
     """Which process ended the run, and what to do.
 
     Who was killed comes first: who raised has often only lost the other. SIGTERM is what those get that are stopped.
     """
     order = lambda item: (item[1].exitcode == -signal.SIGTERM, item[1].exitcode >= 0, item[0])  # noqa: E731
     rank, failure = min(failures.items(), key=order)
+    log = _log(folder, rank)
     if failure.exitcode < 0:
         what = f"was killed ({signal.Signals(-failure.exitcode).name})"
     else:
-        text = _log(rank).read_text().strip() if _log(rank).exists() else ""
+        text = log.read_text().strip() if log.exists() else ""
         what = f"stopped: {text.splitlines()[-1]}" if text else f"ended with exit code {failure.exitcode}"
         if "gloo" in text or "NCCL" in text:
             what = "lost its connection to a process on another machine"
-    return (
-        f"Process {rank} of {nodes} {what}, and the others were stopped. Run the same command again: the training goes "
-        f"on from its last checkpoint. (Tracebacks are in {FOLDER}.)"
-    )
+    said = f"Process {rank} of {nodes} {what}, and the others were stopped. Run the same command again: {goes_on}."
+    return said + (f" (Tracebacks are in {folder}.)" if list(folder.glob("process-*.log")) else "")
 
 
 @commands.program()

@@ -46,7 +46,7 @@ def build(runs: list[Run], style: str, folder: Path | None = None) -> Path:
     """Render executed labs and the pages of docs/; returns the front page.
 
     folder: where to; default build/html, and build/site for the unsolved course.
-    Raises: CourseError where Sphinx finds a fault, such as a link to a page that is not there.
+    Raises: CourseError where Sphinx finds a fault, such as a link to a page that is not there, or the disk is full.
     """
     check(style)
     out = folder or files.BUILD / ("site" if style == UNSOLVED else "html")
@@ -57,7 +57,10 @@ def build(runs: list[Run], style: str, folder: Path | None = None) -> Path:
         source, part = out.parent / "pages" / out.name, out.with_name(f".{out.name}")
         shutil.rmtree(source, ignore_errors=True)
         shutil.rmtree(part, ignore_errors=True)
-        lay_out(runs, style, source)
+        try:
+            lay_out(runs, style, source)
+        except OSError as problem:
+            raise CourseError(files.unwritten(source, problem)) from None
         sphinx(source, part, footer(runs))
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
@@ -164,7 +167,7 @@ def origin(run: Run) -> str:
         f"with at most {run.peak_bytes / 1e9:.2f} GB of memory, on {run.machine}.",
         f"{versions}.",
         f"Commit {run.commit or 'unknown'}.",
-        f"{run.passed} of {run.checks} checks passed.",
+        f"{run.passed} of {run.checks} checks of the solved lab passed.",
     ]
     return " ".join([*said, f"Not whole: {run.error}"] if run.error else said)
 

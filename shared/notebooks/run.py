@@ -64,11 +64,11 @@ def execute(
     ends_with_us = f"__import__('shared.machine.process').machine.process.end_with({os.getpid()})"
     solves_for_nobody = "__import__('os').environ['COURSE_PROGRESS'] = 'off'"
     start, error = time.perf_counter(), ""
-    with files.replacing(out) as partial:  # a run that is interrupted leaves the last whole one in its place
+    with files.replacing(out) as part:  # a run that is interrupted leaves the last whole one in its place
         try:
             papermill.execute_notebook(
                 notebook,
-                partial,
+                part,
                 parameters,
                 kernel_name="python3",
                 kernel_manager_class=kernel or kernel_manager(),
@@ -88,12 +88,12 @@ def execute(
         seconds = time.perf_counter() - start
         # ru_maxrss of the children: the kernel is the only child that has ended (kilobytes on Linux, bytes on a Mac).
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        executed = nbformat.read(partial, as_version=4)
+        executed = nbformat.read(part, as_version=4)
         verdicts = [text(cell) for cell in tagged(executed, "check")]
         error = error or next(missing(executed), "")
         run = Run(lab, out, seconds, peak, sum(map(passed, verdicts)), len(verdicts), error, scale, **made_from)
         record.note(executed, run)
-        nbformat.write(executed, partial)
+        nbformat.write(executed, part)
     return run
 
 
