@@ -129,7 +129,7 @@ BROKEN = {
         ax.set_xlim(1e-3, 200),
         ax.set_xscale("log"),
     ),
-    "an axis that begins far away": lambda ax: (ax.plot([1, 2], [101, 102]), ax.set_ylim(0, 110)),
+    "an axis that begins far away": lambda ax: (ax.plot([101, 102], [1, 2]), ax.set_xlim(0, 110)),
 }
 
 

@@ -39,14 +39,14 @@ def drawn(fig) -> list[list[dict]]:
     return [[found for artist in ax.get_children() if (found := _numbers(ax, artist))] for ax in with_data]
 
 
-LEAST = 0.15  # of the width and of the height of its axes: what a panel's data have to take up
+LEAST = 0.15  # of the width of its axes: what a panel's data have to take up; a height may well begin at zero
 
 
 def faults(figure: list[list[dict]]) -> list[str]:
     """What is wrong with a figure, from what `drawn` says, a sentence each.
 
     No data, a series without points or with gaps, an x drawn twice, a series that lies outside its axes, a panel whose
-    data stand in a corner of it.
+    data stand at one edge of it.
     """
     found = ["a figure without data"] * (not any(figure))
     for number, axes in enumerate(figure):
@@ -61,14 +61,11 @@ def faults(figure: list[list[dict]]) -> list[str]:
                 found.append(f"{name}: all {part['points']} values lie outside the axes")
             if part["repeated"]:
                 found.append(f"{name}: {part['repeated']} x values come twice")
-        boxes = np.array([part["reaches"] for part in axes if part["reaches"]])
-        if len(boxes):
-            taken = boxes[:, 2:].max(0) - boxes[:, :2].min(0)
-            found += [
-                f"{panel}: what is drawn stands in {share:.0%} of the {side}"
-                for share, side in zip(taken, ("width", "height"), strict=True)
-                if 0 < share < LEAST  # 0: one value alone
-            ]
+        reached = [part["reaches"] for part in axes if part["reaches"]]
+        if reached:
+            width = max(right for _, _, right, _ in reached) - min(left for left, *_ in reached)
+            if 0 < width < LEAST:  # 0: one value alone
+                found.append(f"{panel}: what is drawn stands in {width:.0%} of the width")
     return found
 
 
