@@ -219,4 +219,4 @@ def test_the_models_of_2026_stand_there_as_they_are_counted(said):
     mamba = models.size("mamba-2.8b")
     assert all(size.cache_bytes(128) > mamba.cache_bytes(128) for size in hybrids)  # they start above it
     pythia = models.size("pythia-2.8b")
-    assert all(size.cache_bytes(2**20) < pythia.cache_bytes(2**20) / 10 for size in hybrids)  # "less than a tenth of its price"
+    assert all(size.cache_bytes(2**20) < pythia.cache_bytes(2**20) / 10 for size in hybrids)  # its price

@@ -169,6 +169,12 @@ def test_answers_stand_in_the_solutions_and_nowhere_in_the_course(whole, lab):
     assert {line for line in own if line in text} == set()
 
 
+def test_a_widget_is_a_picture_on_a_page(whole):
+    for folder in whole.values():
+        source = lab_page(folder, "2.4.3").read_text(encoding="utf-8")
+        assert "Without a kernel this is a picture" in source and "widget-view+json" not in source
+
+
 def test_the_front_page_has_six_figures_and_what_each_lab_took(whole):
     for folder in whole.values():
         front, text = Page(folder / "index.html"), words(folder / "index.html")
