@@ -172,7 +172,7 @@ def test_bare_make_lists_every_command_and_only_commands_that_exist():
     listed = re.findall(r"^  make ([a-z-]+) +\S", make(ROOT).stdout, re.MULTILINE)
     commands = """
         setup lab run solutions site evaluate fetch cache doctor size kernels kernels-remove check test rehearse bench
-        tiny curves recurrences finetune balance reference tables update clean
+        tiny curves recurrences finetune balance reference tables release grade update clean
     """
     assert listed == commands.split()
     for target in listed:
