@@ -417,7 +417,7 @@ except CourseError as problem:
     print(type(problem).__name__, problem)
 """
     command = [*small_disk(disk, "100k"), sys.executable, "-c", code]
-    paths = {**os.environ, "PYTHONPATH": str(files.ROOT / "scripts")}  # as pytest has them
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # as pytest has them
     done = subprocess.run(command, cwd=Path(__file__).parent, env=paths, capture_output=True, text=True)
     said = (done.stdout.strip() or done.stderr).splitlines()[-1]
     assert re.fullmatch("DiskFull .* free: make room there, .* goes on after step 2, which is kept[.]", said), (
