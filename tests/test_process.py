@@ -32,6 +32,7 @@ def test_a_logger_is_silent_inside_and_has_its_level_back():
 
 @pytest.mark.parametrize("before", [False, True])
 def test_denormals_are_zero_inside_and_as_they_were_after(before):
+    torch.set_flush_denormal(False)  # a program that a test has called may have left it on
     smallest = torch.tensor([1e-45])
     try:
         assert torch.set_flush_denormal(before)
