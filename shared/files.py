@@ -2,13 +2,14 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import platform
 import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -71,6 +72,15 @@ def write(path: Path, text: str) -> None:
     """Write a text as UTF-8, as `replacing` does, with its line ends as they are."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """A hash of files of the course, of their names and their content; folders and compiled Python are left out."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in set(paths) if path.is_file() and path.suffix != ".pyc"):
+        found.update(f"\n{path.relative_to(ROOT)}\n".encode())
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def sealed(text: str) -> bytes:

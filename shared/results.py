@@ -39,6 +39,7 @@ from shared.notebooks import absent, progress
 
 Result = TypeVar("Result")
 SAMPLE = 1_000_000  # values of a tensor that its content is told by
+taken: list[str] = []  # the names of what this process has taken over from before a restart, as it came
 
 
 def machine() -> dict[str, str | int]:
@@ -168,6 +169,7 @@ def kept(name: str, measure: Callable[..., Result], *arguments, **options) -> Re
     known = _read_kept(path)
     if key and known.get("key") == key:
         torch.set_rng_state(known["random"])
+        taken.append(name)
         print(f"Kept from {known['when']}, not measured now: to measure it anew, delete {_from_here(path)}")
         return known["value"]
     value = measure(*arguments, **options)
@@ -207,11 +209,7 @@ def _content(value) -> str:
 @functools.cache
 def _course() -> str:
     """A hash of the course's code and of its tiny models."""
-    digest = hashlib.sha256()
-    for path in sorted([*(files.ROOT / "shared").rglob("*.py"), *(files.DATA / "tiny").rglob("*")]):
-        if path.is_file():
-            digest.update(f"{path.relative_to(files.ROOT)}".encode() + path.read_bytes())
-    return digest.hexdigest()
+    return files.fingerprint([*(files.ROOT / "shared").rglob("*.py"), *(files.DATA / "tiny").rglob("*")])
 
 
 class _Content(pickle.Pickler):

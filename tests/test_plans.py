@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from shared import notebooks, timing
+from shared import notebooks, results, timing
 from shared.kits import forecast, plans
 
 SPARK = forecast.SPARK
@@ -121,6 +121,18 @@ def test_the_clock_times_the_cells_of_a_lab_and_no_others(monkeypatch):
     assert "4.0 s" in row
     (row,) = [line for line in made.against_the_clock().splitlines() if "counting" in line]
     assert row.split()[-2:] == ["-", "-"]
+
+
+def test_a_cell_that_takes_a_result_over_from_before_a_restart_is_not_timed(monkeypatch):
+    monkeypatch.setattr(results, "taken", [])
+    clock = plans.Clock("2.4.1")
+    clock.shell = SimpleNamespace(last_execution_succeeded=True)
+    for cell in notebooks.read("2.4.1").cells:
+        if cell.id in ("sweep", "recall-training"):
+            clock.begin(SimpleNamespace(raw_cell=cell.source))
+            results.taken.extend(["the sweep of a model"] * (cell.id == "sweep"))
+            clock.end(None)
+    assert list(clock.seconds) == ["recall-training"]
 
 
 @pytest.fixture

@@ -233,7 +233,7 @@ def test_after_a_restart_a_result_is_there_again_and_says_that_it_is_not_new(stu
     after = trained(second)
     said = capsys.readouterr().out
     assert re.fullmatch(r"Kept from \d\d:\d\d on .*, not measured now: .* delete \S+/kept/lab-train.pt\n", said)
-    assert (first["calls"], second["calls"]) == ([1], [])
+    assert (first["calls"], second["calls"]) == ([1], []) and results.taken[-1] == "lab-train"
     assert torch.equal(before["drawn"], after["drawn"]) and torch.equal(before["model"].weight, after["model"].weight)
     assert torch.equal(torch.rand(3), drawn), "what a later cell draws is what it drew before"
     next((student / "kept").iterdir()).unlink()

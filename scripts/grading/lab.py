@@ -26,10 +26,6 @@ def lab_of(notebook) -> str:
     return lab
 
 
-def check_id(exercise: str) -> str:
-    return exercise.replace("ex-", "check-", 1)
-
-
 @dataclass(frozen=True)
 class Needed:
     """What an exercise needs to run: ids of cells of the official lab, then sources of the student's, in order."""
@@ -48,7 +44,7 @@ class Submission:
         self.official = notebooks.read(self.lab)
         self.answers = notebooks.answers(self.lab)
         self.code = [cell for cell in self.notebook.cells if cell.cell_type == "code"]
-        graded = {*self.answers, *map(check_id, self.answers)}
+        graded = {*self.answers, *map(source.check_of, self.answers)}
         self.lab_cells = [cell for cell in absent.cells_of(self.official) if cell.id not in graded]
         self.other_cells = [cell for cell in absent.cells_of(self.notebook) if cell.id not in graded]
         self.places = {cell.id: place for place, cell in enumerate(self.official.cells)}
@@ -56,7 +52,8 @@ class Submission:
     def cells(self, exercise: str) -> list:
         """The cells that define an exercise's function, down to its check: the last counts, as where a lab is run."""
         defines = re.compile(f"^{source.defines(exercise)}", re.MULTILINE).search
-        end = next((place for place, cell in enumerate(self.code) if cell.id == check_id(exercise)), len(self.code))
+        check = source.check_of(exercise)
+        end = next((place for place, cell in enumerate(self.code) if cell.id == check), len(self.code))
         found = [place for place, cell in enumerate(self.code) if cell.id == exercise or defines(cell.source)]
         return [self.code[place] for place in found if place < end] or [self.code[place] for place in found[:1]]
 
@@ -69,7 +66,7 @@ class Submission:
             re.sub(r"\s", "", cell.source)
             for notebook in (self.official, self.notebook)
             for cell in notebook.cells
-            if cell.id == check_id(exercise)
+            if cell.id == source.check_of(exercise)
         ]
         if len(texts) == 1:
             said.append("The check's cell is not in the notebook.")

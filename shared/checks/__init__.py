@@ -29,7 +29,7 @@ from shared import notebooks
 from shared.checks.compare import CLOSE, Wrong, as_tensor, difference, expect, shown, unpacked
 from shared.checks.watch import Answer, as_tensors, copied, line_of, raised_by_itself
 from shared.notebooks import progress
-from shared.notebooks.notice import FAILED, OPEN, PASSED, marked
+from shared.notebooks.notice import FAILED, GOES_ON, NOT_ATTEMPTED, OPEN, PASSED, marked
 
 __all__ = [
     "Wrong",
@@ -45,11 +45,10 @@ __all__ = [
     "unpacked",
 ]
 
-GOES_ON = "\n  The lab goes on with the course's own version."
-NOT_ATTEMPTED = "not attempted yet." + GOES_ON.replace("\n ", "")
+BELOW = f"\n  {GOES_ON}"
 NOT_RUN = (
     "your answer is not here: what came is the course's own version, which this check has handed on before. Run the "
-    "exercise's cell above, then this one." + GOES_ON
+    "exercise's cell above, then this one." + BELOW
 )
 LONGEST = 2000  # characters of what an answer prints that are shown
 
@@ -180,17 +179,17 @@ def exercise(lab: str, cell_id: str, seconds: float = 0.7, changes: tuple[str, .
                 answer = Answer(function, own, seconds, changes, tensors)
                 mark, text = PASSED, table(answer, random.Random(seed))
             except Wrong as wrong:
-                mark, text = FAILED, f"{wrong}{GOES_ON}"
+                mark, text = FAILED, f"{wrong}{BELOW}"
             except Exception as error:
                 if answer is None or error is not answer.raised:
                     said = f"the result could not be used ({type(error).__name__}: {error})"
-                    mark, text = FAILED, f"{said}. Look at what the docstring says it returns.{GOES_ON}"
+                    mark, text = FAILED, f"{said}. Look at what the docstring says it returns.{BELOW}"
                 elif type(error) is NotImplementedError and raised_by_itself(error, function):
                     mark, text = OPEN, NOT_ATTEMPTED
                 else:
                     line = line_of(error, function)
                     where = f" (line {line} of the cell)" if line else ""
-                    mark, text = FAILED, f"your code raised {type(error).__name__}: {error}{where}.{GOES_ON}"
+                    mark, text = FAILED, f"your code raised {type(error).__name__}: {error}{where}.{BELOW}"
             return Verdict(mark, text, *((answer.printed, answer.other_types) if answer else ("",)))
 
         @functools.wraps(table)

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pandas as pd
 import torch
 
-from shared import data, evaluate, notebooks, scan, timing
+from shared import data, evaluate, notebooks, results, scan, timing
 from shared.errors import BadInput
 from shared.kits import counting, forecast
 from shared.kits.counting import Work
@@ -396,7 +396,7 @@ class Clock:
     def __init__(self, lab: str):
         self.lab, self.seconds = lab, {}
         self._ids = {cell.source.strip(): cell.id for cell in notebooks.read(lab).cells if cell.cell_type == "code"}
-        self._id, self._begun, self.shell = None, 0.0, None
+        self._id, self._begun, self._taken, self.shell = None, 0.0, 0, None
 
     @classmethod
     def start(cls, lab: str) -> None:
@@ -413,9 +413,11 @@ class Clock:
 
     def begin(self, info) -> None:
         self._id, self._begun = self._ids.get(info.raw_cell.strip()), time.perf_counter()
+        self._taken = len(results.taken)
 
     def end(self, result) -> None:
         # Not result.success: a cell that was not run, for want of a model, counts as one that stops no lab.
-        if self._id and self.shell.last_execution_succeeded:
+        # What was taken over from before a restart says nothing of how long it takes.
+        if self._id and self.shell.last_execution_succeeded and len(results.taken) == self._taken:
             self.seconds[self._id] = time.perf_counter() - self._begun
         self._id = None

@@ -6,6 +6,9 @@ GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[0m"
 PASSED, FAILED, OPEN = "✓", "✗", "○"
 # What is open has the colour of the text around it: the greys of terminals vanish in one of JupyterLab's themes.
 COLOUR = {PASSED: GREEN, FAILED: RED, OPEN: ""}
+GOES_ON = "The lab goes on with the course's own version."  # the end of a verdict that is not green
+NOT_ATTEMPTED = f"not attempted yet. {GOES_ON}"
+DRAWN = "application/vnd.course.drawn+json"  # the part of an output that says what a figure shows
 
 
 def marked(mark: str, name: str, text: str) -> str:

@@ -16,11 +16,10 @@ from shared import files
 from shared.errors import BadInput, CourseError
 from shared.notebooks import notice
 from shared.notebooks.record import Run, commit
-from shared.notebooks.source import answers, read, tagged
+from shared.notebooks.source import answers, check_of, read, tagged
 
 # What stands in the place of an exercise: its answer; its stub, with the answer in a fold; its stub alone.
 OPEN, COLLAPSED, UNSOLVED = STYLES = ("open", "collapsed", "unsolved")
-DRAWN = "application/vnd.course.drawn+json"  # the part of an output that says what a figure shows
 DOCS = files.ROOT / "docs"
 BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")
 # The figure of each lab that stands on the front page, by the id of its cell.
@@ -106,7 +105,7 @@ def page(run: Run, notebook, style: str):
 
     if style == UNSOLVED:
         unsolved(run.lab, notebook)
-    cells = []
+    cells, stub = [], stubs(run.lab)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:
@@ -116,7 +115,7 @@ def page(run: Run, notebook, style: str):
         cells.append(cell)
         if style == COLLAPSED and "exercise" in tags:
             cells.append(folded(cell.source))
-            cell.source = stubs(run.lab)[cell.id]
+            cell.source = stub[cell.id]
     cells.append(nbformat.v4.new_markdown_cell(f"## How this page was made\n\n{origin(run)}"))
     notebook.cells = cells
     notebook.metadata.pop("widgets", None)
@@ -130,7 +129,7 @@ def show(cell, output) -> None:
     """
     data = output.get("data", {})
     data.pop("application/vnd.jupyter.widget-view+json", None)
-    if data.pop(DRAWN, None) is not None:
+    if data.pop(notice.DRAWN, None) is not None:
         width = re.search(r'width="(\d+)"', data.pop("text/html"))[1]
         cell.metadata["mystnb"] = {"image": {"alt": data["text/plain"], "width": f"{width}px"}}
 
@@ -150,13 +149,15 @@ def stubs(lab: str) -> dict[str, str]:
 
 def unsolved(lab: str, notebook) -> None:
     """Make of an executed solved lab what an executed unsolved one is: only exercises and checks differ."""
-    for cell in tagged(notebook, "exercise"):
-        cell.source = stubs(lab)[cell.id]
+    import nbformat
+
+    cells = {cell.id: cell for cell in notebook.cells}
     none = f"  0 of {len(answers(lab))} solved in this lab."
-    for cell in tagged(notebook, "check"):
-        exercise = cell.id.replace("check-", "ex-", 1)
-        said = "not attempted yet. The lab goes on with the course's own version."
-        cell.outputs[0].text = f"{notice.marked(notice.OPEN, exercise, said)}\n{none}\n"
+    for exercise, stub in stubs(lab).items():
+        cells[exercise].source = stub
+        verdict = notice.marked(notice.OPEN, exercise, notice.NOT_ATTEMPTED)
+        printed = nbformat.v4.new_output("stream", text=f"{verdict}\n{none}\n")
+        cells[check_of(exercise)].outputs = [printed]  # also where the run ended before
 
 
 def origin(run: Run) -> str:
@@ -178,7 +179,7 @@ def origin(run: Run) -> str:
 def card(run: Run, notebook, figures: Path) -> str:
     """A lab on the front page: the figure that stands for it, a link, the figure's sentence."""
     cell = next(cell for cell in notebook.cells if cell.id == SIGNATURE[run.lab])
-    drawn = next((output.data for output in cell.outputs if DRAWN in output.get("data", {})), None)
+    drawn = next((output.data for output in cell.outputs if notice.DRAWN in output.get("data", {})), None)
     if drawn is None:  # the run ended before
         return ""
     (figures / f"{run.lab}.png").write_bytes(base64.b64decode(drawn["image/png"]))

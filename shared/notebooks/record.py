@@ -72,12 +72,8 @@ def of(path: Path) -> Run | None:
 def sources(notebook, parameters: dict) -> str:
     """A hash of all that the outputs of a notebook are made from: its cells, `shared`, `data`, versions."""
     cells = [(cell.cell_type, cell.source) for cell in notebook.cells]
-    found = hashlib.sha256(repr((cells, parameters, versions())).encode())
-    read = {*(files.ROOT / "shared").rglob("*.py"), *files.DATA.rglob("*")} - {WRITES_PAGES}
-    for path in sorted(path for path in read if path.is_file() and path.suffix != ".pyc"):
-        found.update(f"\n{path.relative_to(files.ROOT)}\n".encode())
-        found.update(hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()[:16]
+    read = files.fingerprint({*(files.ROOT / "shared").rglob("*.py"), *files.DATA.rglob("*")} - {WRITES_PAGES})
+    return hashlib.sha256(repr((cells, parameters, versions(), read)).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

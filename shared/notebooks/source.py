@@ -151,7 +151,7 @@ def identify(notebook, lab: str) -> None:
     for exercise in answers(lab) if has_answers(lab) else ():
         name = name_of(exercise)
         marks[exercise] = ("exercise", defines(exercise))
-        marks[exercise.replace("ex-", "check-", 1)] = ("check", rf"{name} *= *check\.{name}\(")
+        marks[check_of(exercise)] = ("check", rf"{name} *= *check\.{name}\(")
     fits = {cell_id: re.compile(f"^{pattern}", re.MULTILINE).search for cell_id, (_, pattern) in marks.items()}
     for cell_id, (tag, _) in marks.items():
         same = [cell for cell in notebook.cells if cell.id == cell_id]
@@ -235,6 +235,11 @@ def _is_python(source: str) -> bool:
     except (SyntaxError, ValueError):
         return False
     return True
+
+
+def check_of(exercise: str) -> str:
+    """The id of the cell that checks an exercise: check-kv-cache-bytes for ex-kv-cache-bytes."""
+    return exercise.replace("ex-", "check-", 1)
 
 
 def name_of(exercise: str) -> str:

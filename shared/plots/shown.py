@@ -12,7 +12,7 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-DRAWN = "application/vnd.course.drawn+json"  # the part of an output that says what a figure shows
+from shared.notebooks.notice import DRAWN
 
 
 def show(fig, alt: str) -> None:
