@@ -120,6 +120,11 @@ def test_correcting_is_not_ahead_of_adding_where_no_key_comes_twice():
         assert corrected < added
 
 
+def test_the_middle_state_of_mamba_2_recalls_less_than_the_smallest_on_two_of_three_seeds():
+    smallest, middle, _ = (of_32_pairs("Mamba-2", N) for N in program.SIZES)
+    assert sum(more < less for less, more in zip(smallest, middle, strict=True)) == 2
+
+
 def test_at_the_smallest_state_seeds_differ_as_much_as_updates():
     found = [of_32_pairs(update, program.SIZES[0]) for update in program.UPDATES]
     means = [statistics.mean(seeds) for seeds in found]
