@@ -1,5 +1,7 @@
 """What several tests share: an environment without network, one run of the solved labs by `make run`, its outputs."""
 
+import ctypes
+import mmap
 import os
 import re
 import shutil
@@ -164,3 +166,24 @@ def rows_of(text: str) -> dict[str, list[float]]:
     """A printed table: what names a row, up to two spaces or a colon, without "tiny/" -> the numbers after it."""
     lines = [re.match(r"\s*(?:tiny/)?(\S.*?)(?:: +|  +)(.*\d.*)", line) for line in text.splitlines()]
     return {found[1]: numbers(found[2]) for found in lines if found}
+
+
+def small_disk(folder, size: str) -> tuple[str, ...]:
+    """Start of a command that has a disk of `size` at `folder`, if this machine lets us mount one."""
+    folder.mkdir(exist_ok=True)
+    script = f'mount -t tmpfs -o size={size} none "{folder}" && exec "$@"'
+    command = ("unshare", "-rm", "sh", "-c", script, "sh")
+    if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let a test mount a small disk")
+    return command
+
+
+def cached_pages(file) -> float:
+    """Share of a file's pages that are in the page cache."""
+    with open(file, "r+b") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        pages = -(-len(mapped) // mmap.PAGESIZE)
+        found, first = (ctypes.c_ubyte * pages)(), ctypes.c_char.from_buffer(mapped)
+        address = ctypes.c_void_p(ctypes.addressof(first))
+        assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(len(mapped)), found) == 0
+        del first
+        return sum(page & 1 for page in found) / pages

@@ -48,6 +48,15 @@ def test_a_stranger_meets_at_most_eighteen_rooms_and_the_map_names_each():
     assert set(re.findall(r"^    (\w+) {2,}", shared.__doc__, re.MULTILINE)) == ROOMS
 
 
+def test_tests_stand_where_what_they_test_stands():
+    """tests/models/ is for shared/models/, tests/test_data.py for shared/data.py; only this file is for the whole."""
+    tests = [path.relative_to(files.ROOT / "tests") for path in (files.ROOT / "tests").rglob("test_*.py")]
+    folders = {name for name in ROOMS if (files.ROOT / "shared" / name).is_dir()}
+    assert {path.parts[0] for path in tests if len(path.parts) == 2} == folders | {"labs", "scripts"}
+    assert {path.stem.removeprefix("test_") for path in tests if len(path.parts) == 1} <= ROOMS - folders | {"house"}
+    assert max(len(path.parts) for path in tests) == 2
+
+
 def test_no_room_leads_back_to_itself():
     """TopologicalSorter raises CycleError, which names the circle."""
     graph = {room: set() for room in ROOMS}

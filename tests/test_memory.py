@@ -6,11 +6,11 @@ import random
 import signal
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from played import RECORDED
 
 from shared import memory, models
 from shared.errors import BadInput, CourseError
@@ -18,7 +18,6 @@ from shared.machine import holders, meters, pool
 
 MB = 1_000_000
 
-RECORDED = Path(__file__).parent / "meminfo"
 MEMINFO_LAPTOP = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\n"
 
 

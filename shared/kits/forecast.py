@@ -5,8 +5,8 @@
 A product computes while it reads, so the slower of the two counts; attention reaches a share of a product's rate. One
 operation after another does not overlap, so they add up. Calls into torch take the processor's time: on a CPU they are
 added; a GPU works while it is asked, so the longer of working and asking counts there. A forecast is meant to be right
-within a factor of 2 (tests/test_forecast.py holds it to that on a CPU). It knows nothing of caches, of small matrices
-that leave a GPU idle, or of other programs.
+within a factor of 2 (tests/kits/test_forecast.py holds it to that on a CPU). It knows nothing of caches, of small
+matrices that leave a GPU idle, or of other programs.
 """
 
 from dataclasses import dataclass, replace

@@ -22,12 +22,11 @@ import nbformat
 import pytest
 from conftest import CHROMIUM, CHROMIUM_FLAGS
 
-from shared import notebooks
+from shared import files, notebooks
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[1]
-SCREENSHOTS = ROOT / "build" / "browser"
+SCREENSHOTS = files.ROOT / "build" / "browser"
 
 
 def free_port() -> int:
@@ -48,7 +47,12 @@ def lab(folder: Path, log: Path, **more: str) -> Iterator[str]:
     command = ["make", "lab", "BROWSER=no", f"PORT={free_port()}", f"NOTEBOOK_DIR={folder}"]
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(**more), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=files.ROOT,
+            env=environment(**more),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + 120
@@ -105,7 +109,11 @@ def test_lab_listens_on_localhost_only_wants_its_token_and_leaves_the_home_folde
             assert addresses_of(port) == {"0100007F"}, "127.0.0.1, in the kernel's byte order"
 
         taken = subprocess.run(
-            ["make", "lab", "BROWSER=no", f"PORT={port}"], cwd=ROOT, env=environment(), capture_output=True, text=True
+            ["make", "lab", "BROWSER=no", f"PORT={port}"],
+            cwd=files.ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
         )
         assert taken.returncode != 0 and "Traceback" not in taken.stderr
         assert f"Port {port} is taken" in taken.stderr and f"make lab PORT={port + 1}" in taken.stderr
@@ -114,7 +122,7 @@ def test_lab_listens_on_localhost_only_wants_its_token_and_leaves_the_home_folde
 
 def test_lab_that_does_not_exist_is_refused_in_one_sentence(tmp_path):
     command = ["make", "lab", "BROWSER=no", "LAB=9.9.9", f"NOTEBOOK_DIR={tmp_path}"]
-    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    result = subprocess.run(command, cwd=files.ROOT, env=environment(), capture_output=True, text=True)
     assert result.returncode != 0
     assert "There is no lab 9.9.9" in result.stderr and "Traceback" not in result.stderr
 
@@ -228,7 +236,7 @@ def test_a_solved_lab_runs_without_an_error_shows_its_figures_and_answers_what_i
     folder, url, _ = served
     path = folder / "lab-2.4.3-solved.ipynb"
     solve = [sys.executable, "-m", "shared.notebooks", "solve", "--lab", "2.4.3", "--out", str(path)]
-    subprocess.run(solve, cwd=ROOT, check=True)
+    subprocess.run(solve, cwd=files.ROOT, check=True)
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if cell.id != "give-back"]  # who types needs the model
     notebooks.change_settings(notebook, "tiny", {"permutations": 99, "subsets": 3})  # shorter, but all of it

@@ -16,10 +16,10 @@ from pathlib import Path
 import httpx
 import pandas as pd
 import pytest
+from conftest import cached_pages, small_disk
 from rehearsal.hub import LocalHub
 from rehearsal.texts import parquet
 from small_models import SMALL, write
-from test_streaming import cached_pages
 
 from shared import files
 from shared.hub.catalogue import DATASETS, MODELS, SOURCES
@@ -517,16 +517,6 @@ def test_what_does_not_pass_is_one_sentence_and_the_cache_is_usable_afterwards(h
     hub.repos.update(whole | {("dataset", ALPACA.repo): kept})
     hub.faults.clear()
     assert attempt(client) == RIGHT and client.leftovers() == []
-
-
-def small_disk(folder, size: str) -> tuple[str, ...]:
-    """Start of a command that has a disk of `size` at `folder`, if this machine lets us mount one."""
-    folder.mkdir(exist_ok=True)
-    script = f'mount -t tmpfs -o size={size} none "{folder}" && exec "$@"'
-    command = ("unshare", "-rm", "sh", "-c", script, "sh")
-    if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
-        pytest.skip("this machine does not let a test mount a small disk")
-    return command
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_download(hub, client):

@@ -529,7 +529,7 @@ def without_weights(small, tmp_path_factory) -> tuple[dict[str, list[dict]], lis
     """What each cell of each lab showed at scale full without weights and network, and the files that were saved."""
     build = tmp_path_factory.mktemp("build")
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("without_weights.py")],
+        [sys.executable, files.ROOT / "tests" / "without_weights.py"],
         cwd=files.ROOT,
         env={**small, "COURSE_BUILD": str(build)},
         capture_output=True,

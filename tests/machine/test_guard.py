@@ -21,7 +21,6 @@ import tables
 
 pytestmark = pytest.mark.slow
 
-RECORDED = Path(__file__).parent / "meminfo"
 GB = 1_000_000_000
 
 

@@ -28,7 +28,7 @@ from shared import files
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = files.ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE_PYTHON = getattr(sys, "_base_executable", sys.executable)
 

@@ -60,7 +60,7 @@ READ = {
     "ISOLATION": (["grade"], ()),
     "STYLE": (["solutions"], ()),
 }
-OF_THE_SETUP = {"PYTHON", "TORCH_INDEX_URL"}  # tests/test_setup.py
+OF_THE_SETUP = {"PYTHON", "TORCH_INDEX_URL"}  # tests/scripts/test_setup.py
 
 
 def called(target: str, **variables: str) -> list[str]:
@@ -169,7 +169,7 @@ def test_another_error_is_one_line_and_its_traceback_is_kept(capsys, monkeypatch
     monkeypatch.setattr(files, "BUILD", tmp_path)
     assert ended(KeyError("a\nb")) == 1
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and said.startswith("KeyError: 'a\\nb' (tests/test_commands.py, line ")
+    assert said.count("\n") == 1 and said.startswith("KeyError: 'a\\nb' (tests/notebooks/test_commands.py, line ")
     kept = (tmp_path / "traceback.txt").read_text()
     assert str(tmp_path / "traceback.txt") in said and "raise raises" in kept and kept.startswith("Traceback")
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import small_disk
 from peft import LoraConfig
 from safetensors.torch import save_file
-from test_hub import small_disk
 from transformers import AutoTokenizer, Trainer, TrainerCallback
 
 from shared import data, files, models, notebooks, scan
@@ -418,7 +418,7 @@ except CourseError as problem:
 """
     command = [*small_disk(disk, "100k"), sys.executable, "-c", code]
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # as pytest has them
-    done = subprocess.run(command, cwd=Path(__file__).parent, env=paths, capture_output=True, text=True)
+    done = subprocess.run(command, env=paths, capture_output=True, text=True)
     said = (done.stdout.strip() or done.stderr).splitlines()[-1]
     assert re.fullmatch("DiskFull .* free: make room there, .* goes on after step 2, which is kept[.]", said), (
         done.stdout + done.stderr

@@ -1,8 +1,6 @@
 """Loading tensor by tensor: the same model to the bit, and no second copy of it. Real files, real processes."""
 
-import ctypes
 import json
-import mmap
 import os
 import re
 import select
@@ -11,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from conftest import cached_pages
 from small_models import SMALL, write
 
 from shared import files, models
@@ -135,17 +134,6 @@ def anonymous(pid: int) -> int:
     """Bytes of a process that no file backs."""
     with open(f"/proc/{pid}/status") as status:
         return int(re.search(r"RssAnon:\s+(\d+)", status.read())[1]) * 1024
-
-
-def cached_pages(file) -> float:
-    """Share of a file's pages that are in the page cache."""
-    with open(file, "r+b") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-        pages = -(-len(mapped) // mmap.PAGESIZE)
-        found, first = (ctypes.c_ubyte * pages)(), ctypes.c_char.from_buffer(mapped)
-        address = ctypes.c_void_p(ctypes.addressof(first))
-        assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(len(mapped)), found) == 0
-        del first
-        return sum(page & 1 for page in found) / pages
 
 
 def measured(how: str, folder, warm) -> tuple[float, float]:

@@ -5,13 +5,14 @@ import doctest
 import itertools
 import re
 import statistics
-from pathlib import Path
 
 import grammar
 import lexicon
 import pytest
 
-TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
+from shared import files
+
+TINY = files.DATA / "tiny"
 
 DOMAINS = tuple(grammar.DOMAINS)
 PROSE = ("creative_writing", "scientific_explanation", "summarisation")
