@@ -39,9 +39,10 @@ class Experts(nn.Module):
         # Sorted by expert, each expert's tokens are neighbours: one slice per expert instead of one search.
         groups = hidden[order // k].split(indices.flatten().bincount(minlength=self.num_experts).tolist())
         done = []
-        for expert, tokens in enumerate(groups):
-            gate, up = (tokens @ self.gate_up[expert]).chunk(2, -1)
-            done.append((F.silu(gate) * up) @ self.down[expert])
+        # unbind, because the gradient of a slice is as large as the whole, zeros everywhere else.
+        for tokens, gate_up, down in zip(groups, self.gate_up.unbind(), self.down.unbind(), strict=True):
+            gate, up = (tokens @ gate_up).chunk(2, -1)
+            done.append((F.silu(gate) * up) @ down)
         done = torch.cat(done) * weights.flatten()[order, None]
         return torch.zeros_like(hidden).index_add(0, order // k, done)
 
