@@ -378,7 +378,7 @@ def test_a_notebook_is_named_by_its_file_and_what_it_holds():
     assert row["notebook"] == "lab-2.4.5-comparison.ipynb" and 300e6 < row["resident_bytes"] < 400e6
     found = {"available": 1, "total": 2, "swap_total": 0, "swap_free": 0, "holders": [row]}
     text = "\n".join(page.memory_lines(found, {"name": None}))
-    assert f"held by notebook lab-2.4.5-comparison.ipynb (pid {process.pid})" in text and "Shut Down Kernel" in text
+    assert f"held by lab-2.4.5-comparison.ipynb (pid {process.pid})" in text and "Shut Down Kernel" in text
 
 
 # ---- kernels ----------------------------------------------------------------------------------------------------
