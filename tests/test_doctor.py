@@ -91,7 +91,7 @@ def test_the_page_has_every_part_fits_the_terminal_and_takes_seconds(here):
     machine = ["What", "Machine", "Packages", "GPU", "Kernels", "Memory", "Swap", "Disk", "Cache"]
     assert labels == [*machine, "Lab", "Solved", "Not"]
     assert max(map(len, lines)) <= 100 and len(lines) < 60
-    assert here.seconds < 15
+    assert here.seconds < 30
 
 
 def test_json_has_the_facts_of_the_page(here):
