@@ -82,7 +82,7 @@ def kernel_lines(found: dict) -> list[str]:
     text = " ".join(filter(None, [found["status"], versions and f"({versions})"]))
     text += f": {found['why']}" if found["why"] else ""
     if found["status"] != "installed":
-        text += "; Mamba runs the reference path, which is slow on long contexts"
+        text += "; Mamba's scan runs in plain PyTorch: the course's or, without that, transformers' loop"
     elif built := found.get("built"):
         wrong = [check["name"] for check in built["checks"] if not check["passed"]]
         verdict = (
@@ -111,7 +111,7 @@ def memory_lines(found: dict, device: dict) -> list[str]:
             line("", f"on the GPU {human(found['device_available'])} of {human(device['memory_bytes'])} available")
         )
     for row in found["holders"]:
-        what = f"notebook {row['notebook']}" if row["notebook"] else row["name"]
+        what = row["notebook"] or row["name"]
         on_gpu = f", {human(row['gpu_bytes'])} on the GPU" if row["gpu_bytes"] else ""
         lines.append(line("", f"{human(row['resident_bytes']):>8}{on_gpu} held by {what} (pid {row['pid']})"))
     if any(row["notebook"] for row in found["holders"]):

@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> int:
             return start(options, arguments)
         work(options)
     except CourseError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return WRONG
     except RuntimeError as error:
         if "RANK" not in os.environ or not any(word in str(error) for word in ("gloo", "onnection", "TCPStore")):

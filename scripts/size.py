@@ -92,7 +92,7 @@ def parameter_lines(found: dict[str, Part]) -> list[str]:
 
 def cache_lines(size) -> list[str]:
     """What the cache holds, and its bytes over the context."""
-    lines = ["Cache of one sequence, in 16 bits"]
+    lines = ["Cache of one sequence, for a model in 16 bits"]
     latent, index = size.latent_bytes_per_token, size.index_bytes_per_token
     growing = {
         "keys and values": size.kv_bytes_per_token - latent - index,

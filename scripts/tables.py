@@ -22,6 +22,8 @@ FILE = DATA / "README.md"
 CONTEXTS = (4096, 16384, 65536, 100_000)
 # Bytes available on idle DGX Sparks, from reports: Syllo/nvtop issue 449, unslothai/unsloth pull request 10705.
 IDLE = (121_300_000_000, 124_400_000_000)
+# The layers of Nemotron Nano 9B v2, hybrid_override_pattern of its config.json: Mamba-2, MLP, attention.
+NANO_9B = "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-"
 PAIRS = (("mamba-130m", "pythia-160m"), ("mamba-1.4b", "pythia-1.4b"), ("mamba-2.8b", "pythia-2.8b"))
 
 
@@ -108,16 +110,18 @@ def _mixed_up() -> str:
     qwen, nemotron = published_config("qwen3.5-35b-a3b"), published_config("nemotron-3-nano-30b-a3b")
     linear, layers = qwen.layer_types.count("linear_attention"), len(qwen.layer_types)
     attention, mamba = (nemotron.layers_block_type.count(kind) for kind in ("full_attention", "linear_attention"))
-    oss = models.size("gpt-oss-120b")
+    oss, kinds = models.size("gpt-oss-120b"), published_config("gpt-oss-120b").layer_types
     (window, each), whole = oss.windows[0], oss.kv_bytes_per_token + sum(each for _, each in oss.windows)
     return (
-        f'- "Qwen3.6-35B-A3B is a pure MoE": {linear} of {layers} layers of this shape (Qwen3.5-35B-A3B) are Gated '
-        f"DeltaNet, and carry a state.\n"
+        f'- "Qwen3.6-35B-A3B is a pure MoE": of Qwen3.5-35B-A3B, the one of that size before it, {linear} '
+        f"of {layers} layers are Gated DeltaNet, and carry a state.\n"
         f'- "Nemotron 3 Nano is 75 % linear and 25 % attention": {attention} of its {attention + mamba} mixers are '
         f"attention, {attention / (attention + mamba):.0%}.\n"
-        f'- "52 of 56 layers of Nemotron Nano 9B v2 are Mamba": 27 are, 25 are MLPs, 4 attention.\n'
-        f"- gpt-oss-120b's cache, counted as if each layer kept each token, is {whole:,} bytes a token. Half of its "
-        f"layers keep {window} tokens: it is {oss.kv_bytes_per_token:,}, and {human(window * each)} once."
+        f'- "{len(NANO_9B) - NANO_9B.count("*")} of {len(NANO_9B)} layers of Nemotron Nano 9B v2 are Mamba": '
+        f"{NANO_9B.count('M')} are, {NANO_9B.count('-')} are MLPs, {NANO_9B.count('*')} attention.\n"
+        f"- gpt-oss-120b's cache, counted as if each layer kept each token, is {whole:,} bytes a token. "
+        f"{kinds.count('sliding_attention')} of its {len(kinds)} layers keep {window} tokens: it is "
+        f"{oss.kv_bytes_per_token:,}, and {human(window * each)} once."
     )
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from shared import notebooks, results, timing
+from shared import files, notebooks, results, timing
 from shared.kits import forecast, plans
 
 SPARK = forecast.SPARK
@@ -45,6 +45,12 @@ def test_the_minutes_in_a_lab_s_table_are_those_of_its_plan(lab):
     said = re.search(r"by arithmetic (\d+) minutes there(?:, (\d+) without Mamba's kernels)?", plans.needs(lab, "full"))
     for minutes, on in zip(said.groups(), (SPARK, WITHOUT), strict=True):
         assert int(minutes or said[1]) == pytest.approx(plan(lab, on).seconds / 60, abs=1.5)
+
+
+def test_the_minutes_in_the_readme_are_those_of_the_shortest_and_the_longest_plan():
+    seconds = [plan(lab, SPARK).seconds for lab in notebooks.labs()]
+    said = f"by arithmetic {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes on a Spark with Mamba's kernels"
+    assert said in (files.ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @EACH

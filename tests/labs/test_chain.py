@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import nbformat
 import pytest
+import torch
 from conftest import stub_kernels
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
@@ -44,6 +45,8 @@ def test_make_run_ends_with_a_table_of_labs_that_pass_all_checks(made, lab):
     assert (files.ROOT / row.split()[-1]).is_file()
     seconds, peak = float(row.split()[1]), float(row.split()[2])
     assert seconds > 1 and 0.2 < peak < 24  # GB: torch alone takes more than the lower bound
+    said = re.search(r"two cores, at most ([\d.]+) GB \|", (files.ROOT / "README.md").read_text(encoding="utf-8"))
+    assert peak <= float(said[1]) < 2 or torch.cuda.is_available()  # of the 2 GB that have to be free
 
 
 @EACH

@@ -149,8 +149,13 @@ def test_a_lab_says_where_a_reader_is_and_how_long_its_exercises_take(lab):
     minutes = sum(int(m) for *_, m in exercises)
     assert f"{count} exercises, about {minutes} minutes" in cells["needs"] and "Before this lab:" in cells["needs"]
     assert re.search(rf"^\| {lab} .* \| {count} exercises, {minutes} minutes \|$", README, re.MULTILINE)
-    whole = sum(map(int, re.findall(r"^\*Section .* · about (\d+) minutes\*", text, re.MULTILINE)))
-    assert f"\n| {lab} | {whole} minutes | {minutes} minutes |" in FIRST_WEEK
+    each = [int(m) for m in re.findall(r"^\*Section .* · about (\d+) minutes\*", text, re.MULTILINE)]
+    row = rf"^\| {lab} \| {sum(each)} minutes \| {minutes} minutes \| sections (.*) \|$"
+    split = re.search(row, FIRST_WEEK, re.MULTILINE)[1].split("; ")
+    parts = [[int(n) for n in re.findall(r"\d+", part)] for part in split]
+    assert [n for part in parts for n in range(part[0], part[-1] + 1)] == list(range(1, len(each) + 1))
+    assert max(sum(each[part[0] - 1 : part[-1]]) for part in parts) <= 90
+    assert "at most 90 of these minutes" in FIRST_WEEK
     sections = re.findall(r"^## (\d+) · ", text, re.MULTILINE)
     places = re.findall(r"^\*Section (\d+) of (\d+) · ", text, re.MULTILINE)
     assert places == [(n, sections[-1]) for n in sections]

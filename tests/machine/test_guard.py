@@ -436,3 +436,12 @@ def test_an_nvidia_smi_that_says_a_sentence_counts_for_no_process(tmp_path, monk
 
 def test_the_message_of_a_stop_is_an_error_of_the_course():
     assert issubclass(guard.MemoryRanLow, CourseError) and issubclass(guard.MemoryRanLow, models.NotEnoughMemory)
+
+
+def test_the_page_on_machines_has_the_shares_of_the_guard():
+    page = " ".join((files.ROOT / "docs" / "machines.md").read_text(encoding="utf-8").split())
+    kept, floor = guard.kept(guard.SPARK), guard.floor(guard.SPARK)
+    assert f"{guard.SPARK / 1e9:.0f} GB ({guard.SPARK / 2**30:.1f} GiB)" in page
+    assert f"less than {guard.RESERVE:.0%} of it free ({kept / 1e9:.1f} GB)".replace("%", " %") in page
+    assert f"less than {guard.FLOOR:.0%} is left ({floor / 1e9:.1f} GB)".replace("%", " %") in page
+    assert f"more than {guard.SWAPPED // GB} GB to swap" in page

@@ -91,7 +91,7 @@ def test_the_page_has_every_part_fits_the_terminal_and_takes_seconds(here):
     machine = ["What", "Machine", "Packages", "GPU", "Kernels", "Memory", "Swap", "Disk", "Cache"]
     assert labels == [*machine, "Lab", "Solved", "Not"]
     assert max(map(len, lines)) <= 100 and len(lines) < 60
-    assert here.seconds < 15
+    assert here.seconds < 30
 
 
 def test_json_has_the_facts_of_the_page(here):
@@ -378,7 +378,7 @@ def test_a_notebook_is_named_by_its_file_and_what_it_holds():
     assert row["notebook"] == "lab-2.4.5-comparison.ipynb" and 300e6 < row["resident_bytes"] < 400e6
     found = {"available": 1, "total": 2, "swap_total": 0, "swap_free": 0, "holders": [row]}
     text = "\n".join(page.memory_lines(found, {"name": None}))
-    assert f"held by notebook lab-2.4.5-comparison.ipynb (pid {process.pid})" in text and "Shut Down Kernel" in text
+    assert f"held by lab-2.4.5-comparison.ipynb (pid {process.pid})" in text and "Shut Down Kernel" in text
 
 
 # ---- kernels ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grade
 import pytest
-from grading import report, rows
+from grading import judge, report, rows, sandbox
 from grading.lab import Submission
 from grading.submissions import Found, find
 from submissions import ODD, Class, faults, filled
@@ -137,6 +137,14 @@ def test_the_page_shows_what_a_student_wrote_as_text():
 
 
 # ---- grading ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_on_grading_has_the_limits_that_hold():
+    page = " ".join((files.ROOT / "docs" / "grading.md").read_text(encoding="utf-8").split())
+    said = f"{rows.CPU_SECONDS} seconds of the processor and {rows.CLOCK_SECONDS} by the clock, "
+    said += f"{judge.MEMORY // 2**30} GiB of memory a process and {sandbox.MEMORY // 2**30} in all, "
+    said += f"{sandbox.DISK // 2**20} MiB of disk, {judge.PROCESSES} processes, {sandbox.OUTPUT // 2**20} MiB of output"
+    assert said in page
 
 
 def test_without_a_sandbox_it_refuses_in_one_sentence(tmp_path, monkeypatch, capsys):

@@ -352,6 +352,23 @@ def test_what_a_gpu_measured_is_what_the_text_says_of_it():
         assert done in (files.ROOT / page).read_text(), page
 
 
+def test_the_page_of_commands_has_the_minutes_that_the_programs_took():
+    """Each file says how long its command ran, on one core of an AMD EPYC."""
+    page = (files.ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for name in ("curves", "recurrences", "finetune", "balance"):
+        made = json.loads((reference.FOLDER / f"{name}.json").read_text())["made"]
+        seconds = made["seconds"]
+        seconds = sum(seconds.values()) if isinstance(seconds, dict) else seconds
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| `make {name}`")]
+        assert f"({seconds / 60:.0f} minutes on one core of an AMD EPYC)" in line
+        assert made["machine"].startswith("AMD EPYC") and made["threads"] == 1
+    seconds = reference.machines("tiny")["AMD EPYC, 2 cores"]["made"]["seconds"]
+    assert f"`SCALE=tiny` on a CPU ({seconds / 60:.0f} minutes on one core of an AMD EPYC)" in page
+    report = json.loads((files.DATA / "tiny" / "report.json").read_text())
+    each = [model["seconds"] for model in report["models"].values()]  # two models at a time
+    assert "(about half an hour on two cores)" in page and 20 < sum(each) / 2 / 60 < 40
+
+
 # ---- what labs read -------------------------------------------------------------------------------------------------
 
 COLUMNS = ["part", "model", "graph", "tokens", "status", "decode_seconds", "peak_bytes"]

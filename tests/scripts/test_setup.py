@@ -483,6 +483,7 @@ def test_full_disk_says_how_much_is_needed_and_how_much_is_there(clone, tmp_path
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     sentence = stop_sentence(make(clone, "setup", f"PYTHON={BASE_PYTHON}", f"TORCH_INDEX_URL={index}"))
     assert f"needs {needed}" in sentence and "has 2 GB free" in sentence
+    assert f"{needed} while it installs" in (ROOT / "docs" / "setup.md").read_text()
     assert not (clone / ".venv").exists()
 
 
