@@ -200,6 +200,7 @@ SAID = {
     "models/loading.py _quiet": "undone",
     "kits/finetune.py base": "said in its docstring",
     "kits/finetune.py freed_at_once": "undone",
+    "kits/lab.py start": "said in its docstring",
     "kits/plans.py Clock.start": "what it is for",
     "notebooks/absent.py skip_cells": "what it is for",
     "notebooks/launch.py worker": "what a process of its own does first",

@@ -84,7 +84,7 @@ def without_gradient(answer, random):
     adapted = _partly_dead()
     small = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "labels": torch.tensor([[-100, 6, 7, 8]])}
     _probed(answer, adapted, small, answer.own(adapted, small), "a small Mamba with adapters", mistakes)
-    return "None and all zeros both mean that an adapter learns nothing."
+    return "None and all zeros both mean that this batch teaches a parameter nothing."
 
 
 def _partly_dead() -> nn.Module:

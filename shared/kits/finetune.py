@@ -201,7 +201,7 @@ def module_of(parameter: str) -> str:
 
 @contextmanager
 def freed_at_once():
-    """Inside, glibc gives freed tensors back at once, so that resident memory is what is in use, not what was."""
+    """Inside, glibc gives large freed tensors back at once, so that resident memory is what is in use, not what was."""
     threshold = getattr(ctypes.CDLL(None), "mallopt", lambda *arguments: None)
     threshold(-3, 2**16)  # M_MMAP_THRESHOLD: larger blocks get pages of their own
     try:
@@ -220,9 +220,13 @@ def quietly(work):
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
-def arguments(folder: Path, steps: int, batch: int, lr: float, save_steps: int = 0, **changes) -> TrainingArguments:
-    """Trainer's settings: `batch` examples a step in all processes together, AdamW with a short warm-up, no dropout.
+def arguments(
+    folder: Path, steps: int, batch: int, lr: float, save_steps: int = 0, eval_batch: int = 10, **changes
+) -> TrainingArguments:
+    """Trainer's settings: `batch` examples a step in all processes together, AdamW, a short warm-up, then a decay.
 
+    eval_batch: held-out examples that a process takes at a time. With all processes' it divides them, or some would
+    be scored twice.
     save_steps: write a checkpoint to `folder` every so many steps; 0 writes none.
     Raises: BadInput where the processes cannot share the batch evenly.
     """
@@ -230,7 +234,7 @@ def arguments(folder: Path, steps: int, batch: int, lr: float, save_steps: int =
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=batch,
-        per_device_eval_batch_size=10,  # divides the held-out examples, also among two: none is scored twice
+        per_device_eval_batch_size=eval_batch,
         learning_rate=lr,
         warmup_steps=max(1, steps // 20),
         logging_steps=max(1, steps // 20),

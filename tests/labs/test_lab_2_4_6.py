@@ -1,10 +1,15 @@
 """What lab 2.4.6 claims, asserted on the run that `make run` gave."""
 
+import ast
+import copy
 import re
+from collections import Counter
 
 import pytest
+import torch
 from conftest import numbers, published_bytes, rows_of
 from peft import LoraConfig, get_peft_model
+from transformers import NemotronHForCausalLM
 
 from shared import models, notebooks, reference
 from shared.kits import finetune
@@ -18,6 +23,48 @@ def test_dt_proj_is_dead_and_the_others_live(said):
     for line in said["first-figure-numbers"].splitlines():
         alive, matrices = numbers(line.split(":")[1])
         assert matrices == 2 * published_layers() and alive == (0 if line.startswith("dt_proj") else matrices)
+
+
+BATCH = {"input_ids": torch.arange(4, 36).view(2, 16)}
+ANSWERS = notebooks.solution(LAB)
+
+
+def adapted(*modules: str, random_b: bool = True):
+    """The base of the lab with adapters at these modules."""
+    config = LoraConfig(r=2, target_modules=list(modules), init_lora_weights=not random_b)
+    torch.manual_seed(0)
+    return get_peft_model(finetune.base("mamba")[0], config)
+
+
+def test_a_training_with_adapters_at_all_three_goes_on_and_leaves_dt_proj_as_it_is():
+    model = adapted("in_proj", "x_proj", "dt_proj", random_b=False).train()
+    before = {name: p.detach().clone() for name, p in finetune.trainable(model).items()}
+    optimizer = torch.optim.AdamW(finetune.trainable(model).values(), weight_decay=0.0)
+    for _ in range(2):
+        model(**BATCH, labels=BATCH["input_ids"]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    still = {finetune.module_of(name) for name, p in finetune.trainable(model).items() if torch.equal(p, before[name])}
+    moved = {finetune.module_of(name) for name, p in finetune.trainable(model).items() if p.ne(before[name]).any()}
+    assert still == {"dt_proj"} and moved == {"in_proj", "x_proj"}
+
+
+def test_with_dt_proj_alone_the_first_step_raises():
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        adapted("dt_proj")(**BATCH, labels=BATCH["input_ids"]).loss.backward()
+
+
+def test_merging_an_adapter_with_a_random_b_shows_both_traps():
+    logits = {}
+    for module in ("in_proj", "dt_proj", "embeddings"):
+        model = adapted(module).eval()
+        with torch.no_grad():
+            beside = model(**BATCH, use_cache=False).logits
+            into = finetune.quietly(copy.deepcopy(model).merge_and_unload)(**BATCH, use_cache=False).logits
+        logits[module] = ((into - beside).abs().max() / beside.abs().max()).item()
+    assert logits["in_proj"] < 1e-4 and min(logits["dt_proj"], logits["embeddings"]) > 0.1
+    batch = BATCH | {"labels": BATCH["input_ids"]}
+    assert ANSWERS.without_gradient(adapted("embeddings"), batch) == [], "gradients do not show this one"
 
 
 def published_layers() -> int:
@@ -67,6 +114,18 @@ def test_the_prompt_is_masked_and_the_end_is_learned(said):
     assert "<eos>" in lines[-1] and "-100" not in lines[-1]
 
 
+def test_no_held_out_example_is_scored_twice_by_one_process_or_two():
+    settings = lab_settings()
+    held_out = {"tiny": len(finetune.examples("tiny")[1]), "full": settings["full"]["examples"] // 10}
+    for scale, found in held_out.items():
+        assert found % (2 * settings[scale]["eval_batch"]) == 0, scale
+
+
+def lab_settings() -> dict:
+    source = next(cell.source for cell in notebooks.read(LAB).cells if cell.id == "settings")
+    return ast.literal_eval(source.split("SETTINGS = ")[1].split("\nsettings")[0])
+
+
 def test_before_the_first_step_a_model_with_adapters_is_the_base(said):
     assert said["fresh-adapter"].strip().endswith("True")
 
@@ -107,6 +166,8 @@ def test_measured_memory_is_the_formula_and_activations_that_lora_does_not_save(
         assert 0.6 * full_rest < lora_rest < 1.5 * full_rest, "LoRA keeps the activations"
         assert checkpointed < 0.8 * lora_rest
     assert table["mamba", "LoRA"][2] > table["transformer", "LoRA"][2]
+    layers = {name: finetune.for_memory(name, "tiny", full=True).config.num_hidden_layers for name in finetune.BASES}
+    assert layers["mamba"] == 2 * layers["transformer"]
 
 
 def test_the_formula_for_the_real_models(said):
@@ -176,3 +237,17 @@ def test_peft_s_own_list_for_the_class_is_attention_s():
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as lists
 
     assert lists["nemotron_h"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def test_nemotron_3_nano_has_three_kinds_of_layers_of_which_six_are_attention():
+    kinds = Counter(published_config("nemotron-3-nano-30b-a3b").layers_block_type)
+    assert sorted(kinds.values()) == [6, 23, 23] and kinds["full_attention"] == 6
+
+
+def test_the_routed_experts_of_a_layer_are_two_parameters_of_three_dimensions():
+    config = published_config("nemotron-3-nano-30b-a3b")
+    with torch.device("meta"):
+        model = NemotronHForCausalLM(config)
+    layer = next(n for n, kind in enumerate(config.layers_block_type) if kind == "moe")
+    experts = model.get_submodule(f"model.layers.{layer}.mixer.experts")
+    assert {name: p.dim() for name, p in experts.named_parameters()} == {"up_proj": 3, "down_proj": 3}

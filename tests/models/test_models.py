@@ -361,6 +361,40 @@ for name in ("tiny/olmoe", "tiny/deepseek-moe", "tiny/jamba"):
     assert done.stdout.splitlines() == ["True True 11 []"] * 3, done.stdout + done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not EIGHT_BIT.exists() and not os.environ.get("CI"), reason="scripts/test-packages.sh could not install torchao"
+)
+def test_of_a_nemotron_h_the_routed_experts_alone_become_eight_bit(tmp_path):
+    config = shrunk("nemotron_h")
+    loading.from_config(config, torch.bfloat16, torch.device("cpu")).save_pretrained(tmp_path)
+    code = f"""
+import torch
+from pathlib import Path
+from shared.models import loading
+options = loading._eight_bit_experts("trained")
+model = loading.from_folder(Path({str(tmp_path)!r}), torch.bfloat16, torch.device("cpu"), **options)
+plain = loading.from_folder(Path({str(tmp_path)!r}), torch.bfloat16, torch.device("cpu"))
+eight = sorted(n for n, p in model.named_parameters() if hasattr(p, "qdata") and p.qdata.dtype == torch.int8)
+print(*eight)
+before = dict(plain.named_parameters())
+print(all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n not in eight))
+ids = torch.arange(3, 35).view(1, 32)
+with torch.no_grad():
+    a, b = plain(ids, use_cache=False).logits, model(ids, use_cache=False).logits
+print(not torch.equal(a, b), ((a - b).abs().max() < 0.05 * a.abs().max()).item())
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{EIGHT_BIT}:{files.ROOT}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert len(done.stdout.splitlines()) == 3, done.stdout + done.stderr
+    eight, others_as_they_were, logits = done.stdout.splitlines()
+    routed = sizes.routed(sizes.on_meta(config))
+    assert set(eight.split()) == set(routed) and {name.split(".")[-1] for name in routed} == {"up_proj", "down_proj"}
+    assert others_as_they_were == "True" and logits == "True True"
+    names = [name for name, _ in sizes.on_meta(config).named_parameters()]
+    assert any("shared_experts.up_proj" in name for name in names), "which keeps its 16 bits"
+
+
 # ------------------------------------------------------------------------------------------------------ random weights
 
 
