@@ -50,7 +50,7 @@ def test_selection_learns_where_the_time_invariant_model_does_not(said):
     rows = re.findall(r"selects (.+): ([\d.]+) right", said["experiment"])
     right = {name: float(share) for name, share in rows}
     assert set(right) == {"none", "delta", "B, C", "all"}
-    assert right["all"] > right["none"] + 0.1  # the gap is about 0.4; how fast each learns depends on the seed
+    assert right["all"] > right["none"] + 0.1  # the gap was 0.24 to 0.33 with four seeds
     chance, position = (numbers(line)[-1] for line in said["experiment-task"].splitlines())
     assert chance < position < right["none"]  # "it beats the fixed places"
 
@@ -186,7 +186,7 @@ def test_what_keeps_one_state_takes_a_tenth_of_the_memory(said):
     header = text.splitlines()[-7].split()[1:]
     assert sorted(header) == header, text
     peaks = dict(zip(header, numbers(text.splitlines()[-1])[1:], strict=True))
-    laid_out = 4096 * 128 * 16 * 4 / 1e6
+    laid_out = 2048 * 128 * 16 * 4 / 1e6
     assert peaks["sequential"] > 2 * laid_out and peaks["library"] > 2 * laid_out
     assert peaks["doubling"] > peaks["sequential"]
     assert max(peaks["fused"], peaks["course"]) < min(peaks["sequential"], peaks["library"]) / 8
