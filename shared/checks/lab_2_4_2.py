@@ -424,7 +424,7 @@ def mamba_block(answer, random):
             what = f"the same {T} steps in pieces of {', '.join(map(str, sizes))}"
             faults = {why: functools.partial(_in_pieces, f, x, mixer, sizes) for why, f in pieces.items()}
             expect(_in_pieces(answer, x, mixer, sizes), answer.own(x, mixer)[0], what, faults)
-    return "in one piece, and in any two pieces, since window and state are handed on."
+    return "in one piece and in all the pieces that were tried: window and state are handed on."
 
 
 def _one_layer(answer, one, mistakes) -> None:

@@ -12,7 +12,7 @@ import torch
 from conftest import numbers, published_bytes, rows_of
 from torch import nn
 
-from shared import files, notebooks, reference
+from shared import data, files, models, notebooks, reference
 from shared.kits import profiles
 from shared.models import sizes
 from shared.models.sizes import published_config
@@ -33,8 +33,8 @@ def test_a_recurrence_with_constant_parameters_is_a_convolution(said):
 def test_euler_writes_too_much_by_the_factor_that_the_formula_gives(said):
     found = {n[0]: n[1] for n in map(numbers, said["reading-ones"].splitlines())}
     for x in (0.01, 0.1, 1.0):
-        assert found[x] == pytest.approx(x / -math.expm1(-x), rel=0.01)
-    assert round(found[0.1] - 1, 2) == 0.05  # "differ by 5 % at most"
+        assert found[x] == pytest.approx(x / -math.expm1(-x), abs=0.0006)
+    assert found[0.1] <= 1.051 < found[1.0]  # "by at most 5.1 %, and above it by more and more"
     settled = numbers(said["settled"])[-1]
     assert settled == pytest.approx(1 / -math.expm1(-1), abs=0.005)
 
@@ -50,7 +50,7 @@ def test_selection_learns_where_the_time_invariant_model_does_not(said):
     rows = re.findall(r"selects (.+): ([\d.]+) right", said["experiment"])
     right = {name: float(share) for name, share in rows}
     assert set(right) == {"none", "delta", "B, C", "all"}
-    assert right["all"] > right["none"] + 0.1  # the gap is about 0.4; how fast each learns depends on the seed
+    assert right["all"] > right["none"] + 0.1  # the gap was 0.24 to 0.33 with four seeds
     chance, position = (numbers(line)[-1] for line in said["experiment-task"].splitlines())
     assert chance < position < right["none"]  # "it beats the fixed places"
 
@@ -59,7 +59,8 @@ def test_a_selective_delta_carries_induction_beyond_its_training_and_a_fixed_ker
     rows = {n: v for n, v in rows_of(said["induction"]).items() if len(v) >= 5}
     assert min(rows["delta"][0], rows["all"][0], rows["none"][0]) > 0.85  # at 16 all know it
     for name in ("delta", "all"):
-        assert rows[name][1] > rows["none"][1] + 0.2 and rows[name][4] > rows["none"][4] + 0.3, name
+        gains = [ours - fixed for ours, fixed in zip(rows[name][1:], rows["none"][1:], strict=True)]
+        assert min(gains) > 0.2 and gains[-1] > 0.3, name  # "far more is right at every greater length"
     assert rows["none"][4] < 0.3 < rows["none"][1] < 0.75  # "about half at twice the length"
     assert rows["B, C"][1] > rows["none"][1] and rows["B, C"][4] < rows["delta"][4] - 0.2  # "the answer fades"
 
@@ -109,6 +110,16 @@ def run_cells(*cells: str) -> dict:
     return lab
 
 
+def test_learned_recall_falls_with_the_pairs_and_is_best_on_average_with_the_largest_state():
+    recall = json.loads((files.DATA / "reference" / "recurrences.json").read_text())["recall"]
+    for update, by_state in recall.items():
+        for seed in range(3):
+            falling = [shares[seed] for shares in by_state["4"].values()]
+            assert falling == sorted(falling, reverse=True), update
+        means = [statistics.mean(by_state[N]["32"]) for N in ("4", "16", "32")]
+        assert max(means) == means[-1], update
+
+
 def test_the_chunks_of_mamba_2_are_its_loop_and_faster(said):
     assert said["ssd-timed"].strip().endswith("True")
     loop, chunks = numbers(said["ssd-seconds"].splitlines()[0])
@@ -148,6 +159,8 @@ def test_whole_layers_of_the_library_are_rebuilt_from_the_answers():
 
 
 def test_the_states_of_mamba_and_mamba_2_are_those_of_their_published_configs(said):
+    states = [published_config(name).state_size for name in ("mamba-2.8b", "mamba2-2.7b")]
+    assert states == [16, 128]  # "N grew from 16 to 128"
     first, second = said["state-growth"].splitlines()
     assert "23.6 MB" in first and "171 MB" in second
     assert 64 * (80 * 64 * 128 * 4 + (5120 + 256) * 4 * 2) == sizes.size("mamba2-2.7b").state_bytes == 170_524_672
@@ -164,6 +177,7 @@ def test_steps_are_associative_and_do_not_commute(said):
 def test_every_scan_equals_the_sequential_one(said):
     for cell in ("doubling-equals", "chunked-equals", "all-agree"):
         assert "True" in said[cell] and "False" not in said[cell], cell
+    assert numbers(said["doubling-equals"].splitlines()[1]) == [10, 1000, 10 * 1000 - (2**10 - 1)]
     assert set(rows_of(said["all-agree"])) == {"sequential", "doubling", "chunked", "fused", "course", "library"}
 
 
@@ -180,16 +194,17 @@ def test_the_cumulative_product_overflows_where_float32_ends(said):
     assert 3 * max(pairs) < cumulative < 1e-5  # "worse than the others", and where the figure ends
 
 
-def test_what_keeps_one_state_takes_a_tenth_of_the_memory(said):
+def test_what_keeps_one_state_takes_an_eighth_of_the_memory(said):
     """Memory is exact where time is noisy: at the greatest length, in MB."""
     text = said["time-and-memory"]
     header = text.splitlines()[-7].split()[1:]
     assert sorted(header) == header, text
     peaks = dict(zip(header, numbers(text.splitlines()[-1])[1:], strict=True))
-    laid_out = 4096 * 128 * 16 * 4 / 1e6
+    laid_out = 2048 * 128 * 16 * 4 / 1e6
     assert peaks["sequential"] > 2 * laid_out and peaks["library"] > 2 * laid_out
     assert peaks["doubling"] > peaks["sequential"]
-    assert max(peaks["fused"], peaks["course"]) < min(peaks["sequential"], peaks["library"]) / 8
+    others = [peak for name, peak in peaks.items() if name not in ("fused", "course")]
+    assert max(peaks["fused"], peaks["course"]) < min(others) / 8  # "an eighth ... or less"
 
 
 def test_the_order_of_the_scans_is_that_of_the_tables(said):
@@ -252,7 +267,7 @@ def test_the_library_is_slower_than_the_course_and_doubling_than_the_loop(said):
     text = said["time-and-memory"]
     header, longest = text.splitlines()[1].split()[1:], numbers(text.splitlines()[7])[1:]
     seconds = dict(zip(header, longest, strict=True))
-    assert seconds["library"] > 1.5 * seconds["course"]
+    assert seconds["library"] > 2 * seconds["course"]  # the open challenge, at the greatest length
     assert seconds["doubling"] > seconds["sequential"]
 
 
@@ -272,6 +287,21 @@ def test_the_library_is_wrong_when_a_cache_goes_on_by_several_tokens(said):
     assert "right to 1e-4: True" in course
 
 
+def test_random_weights_hide_that_the_library_drops_the_state():
+    lab = run_cells("parameters", "last-logits")
+    torch.manual_seed(0)
+    lab["mamba"], _ = models.load("tiny/mamba", dtype=torch.float32, weights="random")
+    ids = data.random_tokens(lab["mamba"].config.vocab_size, [64])[64]
+    at_once, whole = lab["last_logits"](*ids.split([40, 24], dim=1)), lab["last_logits"](ids)
+    assert (at_once - whole).abs().max() < 1e-4 * whole.abs().max()
+
+
+def test_the_families_that_go_on_wrongly_are_four_and_one_of_the_others_needs_positions(said):
+    families = dict(line.split(": ") for line in said["who-continues"].splitlines())
+    named = {when: len(members.split(", ")) for when, members in families.items()}
+    assert named["inside in_transformers"] == 4 and named["with position_ids"] == 1 and named["always"] > 10
+
+
 def one_channel() -> SimpleNamespace:
     """A mixer whose convolution reads its input as it is."""
     return SimpleNamespace(
@@ -283,6 +313,14 @@ def one_channel() -> SimpleNamespace:
         D=torch.ones(1),
         out_proj=nn.Identity(),
     )
+
+
+def test_the_stub_of_an_exercise_has_the_number_and_the_minutes_of_its_text():
+    notebook = notebooks.read(LAB)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    told = re.findall(r"\*\*Exercise (\d) of \d · (\d+) minutes", text)
+    first = [cell.source.splitlines()[0] for cell in notebooks.tagged(notebook, "exercise")]
+    assert told == [re.fullmatch(r"# Exercise (\d) · \w+ · (\d+) minutes", line).groups() for line in first]
 
 
 def test_the_numbers_of_the_worked_examples_are_those_of_the_answers(said):
@@ -376,7 +414,9 @@ def test_mamba_fades_with_the_number_of_pairs_also_inside_its_training(live):
 
 def test_the_transformer_breaks_off_beyond_its_training(live):
     copying = live["copying"]["transformer"]
-    assert copying[24] > 0.9 and copying[64] < 0.4
+    assert copying[24] > 0.9 and copying[64] < 0.4  # "in copying steeply"
+    recall = live["recall"]["transformer"]
+    assert recall[16] > 0.95 and 0.6 < recall[32] < recall[16] - 0.05
 
 
 def test_what_runs_live_is_what_was_measured_when_it_was_trained(live, shipped):
@@ -391,6 +431,10 @@ def test_the_size_of_the_state_bounds_recall(shipped):
     assert max(at["mamba-2"]) < min(at["mamba-4"] + at["mamba"]) - 0.1
     assert min(at["mamba"]) < statistics.mean(at["mamba-4"]) < max(at["mamba"])  # "smaller than between two runs"
     assert min(at["hybrid-2"]) > max(at["mamba"] + at["mamba-4"]) + 0.2
+    for pairs, lowest in shipped["recall"]["mamba-2"].items():  # what the figure's text says
+        few, many, hybrid = (shipped["recall"][name][pairs] for name in ("mamba-4", "mamba", "hybrid-2"))
+        assert max(lowest) < min(few + many) and min(hybrid) >= max(few + many), pairs
+        assert abs(min(many) - few[0]) < 0.05, pairs
 
 
 def test_the_targets_of_the_open_challenges_are_known(said, shipped):
@@ -453,11 +497,17 @@ def test_the_transformer_is_first_off_the_ground(shipped):
 
 def test_what_selects_is_right_beyond_the_length_of_its_training(shipped):
     longest = {n: statistics.median(found["1024"]) for n, found in shipped["induction"].items()}
-    assert longest["all"] > 0.9 and max(longest["none"], longest["attention"]) < 0.7
+    assert longest["all"] > 0.9 and max(longest["none"], longest["attention"]) < 0.5
+    trained_at, *beyond = shipped["settings"]["induction"]["lengths"]
+    assert 16 * trained_at == 1024 and 32 * trained_at == beyond[-1]  # "16 times", "up to 32 times"
 
 
 def test_the_published_figures_are_shown_with_their_source(said):
-    assert "2312.00752" in said["published-table"] and "99.8" in said["published-table"]
+    copying, ablation = said["published-table"].split("selection_ablation")
+    assert "99.8" in copying and "2312.00752, section 4.1.1" in copying and "2312.00752, section 4.6" in ablation
+    perplexity = json.loads((files.DATA / "reference" / "published.json").read_text())["selection_ablation"]["rows"]
+    for alone in ("B", "C"):  # "B alone and C alone stand between none and delta"
+        assert perplexity["none"] > perplexity[alone] > perplexity["delta"] > perplexity["all"]
 
 
 def test_the_download_that_the_header_names_is_that_of_the_published_files():
