@@ -232,7 +232,7 @@ def mamba_inference(plan: Plan, s) -> None:
     contexts, middle = sorted(s.contexts), sorted(s.contexts)[:3][-1]
     plan.part("loading", plan.load(1, mamba), "load")
     library = "kernel" if plan.on.path == "kernel" else "reference"
-    paths = [plan.read(mamba, 6 * 1024, 1024, path=path) for path in (library, plan.on.path)]
+    paths = [plan.read(mamba, 4 * 1024, 1024, path=path) for path in (library, plan.on.path)]
     plan.part("two scans, 1,024 tokens", sum(paths), "reference-against-scan")
     again = plan.load(1, mamba, transformer)
     swept = [plan.sweep(name, contexts, **s.timing) for name in s.pair.values()]
@@ -240,7 +240,7 @@ def mamba_inference(plan: Plan, s) -> None:
     counted = [plan.read(name, tokens, tokens) for name in s.pair.values() for tokens in contexts[:3:2]]
     plan.part("counting a step", again + sum(counted), "counted")
     if plan.weights == "trained":
-        plan.part("a document", plan.read(mamba, 12 * middle, middle), "document-speed")
+        plan.part("a document", plan.read(mamba, 8 * middle, middle), "document-speed")
     steps = [plan.write(name, 256, 43) for name in s.pair.values()]
     plan.part("profiles of a step", again + sum(steps), "operations-profiles")
 

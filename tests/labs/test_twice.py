@@ -34,7 +34,7 @@ NUMBERS = {  # shorter runs: what is held here does not depend on them
     "2.4.6": {"steps": 8, "examples": 64, "short_steps": 6},
 }
 SLOW = {
-    "2.4.1": {"timeline", "timeline-picture", "timeline-figure"},  # loads a model of 130 million parameters twice
+    "2.4.1": {"timeline", "timeline-picture", "timeline-figure"},  # loads a model of 130 million parameters
     "2.4.6": {
         *("memory-peaks", "memory-measure", "memory-figure"),  # trains eight million parameters
         *("train-replay", "forgetting", "switched-off", "forgetting-figure"),  # a third training
