@@ -17,8 +17,7 @@ import torch
 
 from shared import files, models, notebooks, reference, timing
 from shared.machine import guard
-from shared.models import sizes
-from shared.models.cards import check_name
+from shared.models.cards import NARROW, check_name, published_config
 
 pytestmark = pytest.mark.slow
 
@@ -47,8 +46,7 @@ def test_scale_full_has_every_comparison_that_the_labs_make():
     assert {p["way"] for p in parts["tuning"]} == set(points.WAYS)
     for scale in points.SETTINGS:
         for part in points.plan(scale, on_gpu=True).values():
-            names = {p["model"] for p in part if "way" not in p} - set(points.NARROW_SHAPES)
-            assert all(check_name(name) for name in names)
+            assert all(check_name(p["model"]) for p in part if "way" not in p)
             assert len({json.dumps(p) for p in part}) == len(part)
 
 
@@ -57,14 +55,14 @@ def test_a_cpu_measures_no_graph_and_no_kernel():
     assert not any(point.get("graph") for part in parts.values() for point in part) and "scan-kernel" not in parts
 
 
-@pytest.mark.parametrize("name", points.NARROW_SHAPES)
+@pytest.mark.parametrize("name", NARROW)
 def test_a_shape_at_scale_tiny_is_of_the_class_of_the_published_one_and_small(name):
     bench = points.Bench("tiny")
     point = {"model": name, "graph": False, "tokens": 32, "batch": 1}
     row = bench.row(point, None)
     assert row["status"] == "ok" and row["decode_seconds"] > 0
-    assert type(bench.model).__name__ == sizes.published_config(points.published(name)).architectures[0]
-    assert row["weight_bytes"] < 2e6
+    assert type(bench.model).__name__ == published_config(name.removeprefix("tiny/")).architectures[0]
+    assert row["weight_bytes"] == models.size(name, torch.float32).weight_bytes < 2e6
     kinds = {type(layer).__name__ for layer in bench.model.modules()}
     assert ("NemotronHAttention" in kinds and "NemotronHMamba2Mixer" in kinds) == (name == "tiny/mamba2attn-2.7b")
 
@@ -314,7 +312,7 @@ def test_a_shipped_machine_has_points_of_the_plan_and_they_agree_with_arithmetic
         if row["status"] != "ok":
             assert row["status"].split(":")[0] in ("out of memory", "slow", "did not finish", "refused")
             continue
-        if row["part"] in ("tuning", "hybrid") or row["model"] in points.NARROW_SHAPES:
+        if row["part"] in ("tuning", "hybrid"):
             continue
         size = models.size(row["model"], dtype)
         assert row["weight_bytes"] == size.weight_bytes <= row["load_peak_bytes"]

@@ -9,22 +9,8 @@ import torch
 from shared import data, memory, models, notebooks, scan, timing
 from shared.errors import CourseError
 from shared.machine import guard, pool
-from shared.models.cards import published_config
+from shared.models.cards import NARROW, SIBLINGS, published_config
 from shared.units import human
-
-# With the twins five architectures of one size: the nearest shapes that transformers has, always with random weights.
-SIBLINGS = ("mamba2-2.7b", "mamba2attn-2.7b", "transformerpp-2.7b")
-# At scale tiny the same classes with few and narrow layers, under names that say so.
-NARROW = {"hidden_size": 64, "vocab_size": 1024, "num_hidden_layers": 4}
-IN_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
-NARROW_SHAPES = {
-    "tiny/mamba2-2.7b": NARROW | {"num_heads": 8, "head_dim": 16, "state_size": 32},
-    "tiny/mamba2attn-2.7b": NARROW
-    | IN_HEADS
-    | {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 32}
-    | {"layers_block_type": ["mamba", "attention", "mamba", "mamba"]},
-    "tiny/transformerpp-2.7b": NARROW | IN_HEADS | {"intermediate_size": 176},
-}
 
 SETTINGS = {
     "full": {
@@ -44,7 +30,7 @@ SETTINGS = {
     "tiny": {
         "twins": ("tiny/mamba", "tiny/transformer"),
         "mixtures": ("tiny/olmoe", "tiny/deepseek-moe"),
-        "siblings": tuple(NARROW_SHAPES),
+        "siblings": tuple(NARROW),
         "large": "tiny/olmoe",
         "hybrid": {"tiny/jamba": (3, 4)},
         "contexts": [256, 512, 1024, 2048, 4096],
@@ -126,12 +112,9 @@ class Bench:
         self.key = self.model = None
         models.unload()
         dtype = SETTINGS[self.scale]["dtype"]
-        narrow = name in NARROW_SHAPES
-        models.size(published(name) if narrow else name)  # imports the code of the model, which is no part of it
+        models.size(name)  # imports the code of the model, which is no part of it
         with memory.track(self.device) as tracked:
-            if narrow:
-                self.model = models.from_config(narrowed(name), dtype, self.device)
-            elif layers is None:
+            if layers is None:
                 self.model, _ = models.load(name, dtype, "random", self.device)
             else:
                 self.model = first_layers(name, layers, dtype, self.device)
@@ -197,22 +180,6 @@ class Bench:
 
 def no_fused(*arguments, **options) -> None:
     return None
-
-
-def published(name: str) -> str:
-    """The shape that a narrow one is made of: "mamba2-2.7b" of "tiny/mamba2-2.7b"."""
-    return name.removeprefix("tiny/")
-
-
-def narrowed(name: str):
-    """The config of a published shape, with few and narrow layers."""
-    from transformers import AutoConfig
-
-    fields = published_config(published(name)).to_dict()
-    del fields["transformers_version"]
-    for derived in ("layer_types", "hybrid_override_pattern"):  # from the names of the layers, which are other ones now
-        fields.pop(derived, None)
-    return AutoConfig.for_model(**fields | NARROW_SHAPES[name])
 
 
 def first_layers(name: str, layers: int, dtype: torch.dtype, device: torch.device):

@@ -13,7 +13,8 @@ import torch
 
 from rehearsal import tokenizers
 from shared.files import DATA
-from shared.hub.catalogue import MODELS
+from shared.hub.catalogue import CONFIGS, MODELS
+from shared.models import cards
 
 NARROW = {
     "mamba": {
@@ -52,10 +53,17 @@ def config(name: str) -> dict:
 
 
 def write_configs(folder: Path) -> None:
-    """The configs of all stand-ins, one file each: what COURSE_MODELS names, so that every size is a stand-in's."""
+    """The configs of all stand-ins, one file each: what COURSE_MODELS names, so that every size is a stand-in's.
+
+    Of models without weights the course builds the siblings of the twins, which are narrow here too, and only counts
+    the others, as published.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in MODELS:
         (folder / f"{name}.json").write_text(json.dumps(config(name), indent=1))
+    for name in CONFIGS:
+        fields = json.loads((DATA / "models" / f"{name}.json").read_text()) | cards.NARROW.get(f"tiny/{name}", {})
+        (folder / f"{name}.json").write_text(json.dumps(fields, indent=1))
 
 
 def write(name: str, folder: Path) -> None:

@@ -20,13 +20,28 @@ PUBLISHED = Path(os.environ.get("COURSE_MODELS") or files.DATA / "models")
 
 TINY = tuple(f"tiny/{m}" for m in ("mamba", "transformer", "olmoe", "olmoe-collapsed", "deepseek-moe", "jamba"))
 
+# With the twins mamba-2.8b and pythia-2.8b five architectures of one size: always with random weights. At scale tiny
+# the same classes with few and narrow layers, under names that say so.
+SIBLINGS = ("mamba2-2.7b", "mamba2attn-2.7b", "transformerpp-2.7b")
+_NARROW = {"hidden_size": 64, "vocab_size": 1024, "num_hidden_layers": 4}
+_IN_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
+NARROW = {
+    "tiny/mamba2-2.7b": _NARROW | {"num_heads": 8, "head_dim": 16, "state_size": 32},
+    "tiny/mamba2attn-2.7b": _NARROW
+    | _IN_HEADS
+    | {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 32}
+    | {"layers_block_type": ["mamba", "attention", "mamba", "mamba"]},
+    "tiny/transformerpp-2.7b": _NARROW | _IN_HEADS | {"intermediate_size": 176},
+}
+
 
 @dataclass(frozen=True)
 class Card:
     """One model of the course.
 
-    file: its config.json. source: the repository that has its weights, or the published model of which the course has
-    the config alone; None for a tiny one, which ships. folder: where a tiny model's weights lie, else None.
+    file: its config.json, for a narrow shape that of the published one. source: the repository that has its weights, or
+    the published model of which the course has the config alone; None for a tiny one, which ships. folder: where a tiny
+    model's weights lie, else None.
     """
 
     name: str
@@ -36,7 +51,8 @@ class Card:
 
     @cached_property
     def config(self):
-        """The transformers config: as published for a full model, as saved for a tiny one. Read once, no network.
+        """The transformers config: as published for a full model, as saved for a tiny one, of a narrow shape as
+        published with the fields of `NARROW`. Read once, no network.
 
         Raises: DamagedCheckpoint where the file is missing, not JSON, or describes no model that is known here.
         """
@@ -50,6 +66,7 @@ class Card:
         except (OSError, TypeError, ValueError):
             raise DamagedCheckpoint(f"{self.file} is missing or not JSON: {remedy(self.file)}.") from None
         fields.pop("auto_map", None)  # points to code on the hub, which the course never runs
+        fields |= NARROW.get(self.name, {})
         try:
             return AutoConfig.for_model(**fields)
         except Exception as error:  # each config class validates its fields in its own way
@@ -64,14 +81,13 @@ def card(name: str) -> Card:
     if name in TINY:
         folder = files.DATA / name
         return Card(name, folder / "config.json", folder=folder)
-    if name in CONFIGS:
-        return Card(name, files.DATA / "models" / f"{name}.json", CONFIGS[name])
-    return Card(name, PUBLISHED / f"{name}.json", MODELS[name])
+    published = name.removeprefix("tiny/")  # of a narrow shape
+    return Card(name, PUBLISHED / f"{published}.json", {**MODELS, **CONFIGS}[published])
 
 
 def check_name(name: str) -> str:
     """Return `name` if the course has such a model; else raise BadInput with the known names and the closest one."""
-    known = [*MODELS, *CONFIGS, *TINY]
+    known = [*MODELS, *CONFIGS, *TINY, *NARROW]
     if name in known:
         return name
     close = difflib.get_close_matches(str(name).lower(), known, n=1)

@@ -28,7 +28,7 @@ def load(name: str, dtype: torch.dtype | str = torch.bfloat16, weights: str = "t
     (`kernels.by_device`); on unified memory torch is capped and the watchdog runs (`guard.protect`).
 
     Args:
-        name: one of `MODELS` or `TINY`.
+        name: one of `MODELS` or `TINY`, or a shape without weights: of `CONFIGS`, or a narrow one (`cards.NARROW`).
         dtype: of the weights, or its name. Mamba's published configs say float32; the course says bfloat16.
         weights: "trained"; or "random": the real shapes without a download, right for speed and memory, meaningless
             for text.
