@@ -26,7 +26,7 @@ from shared.models.cards import published_config
 from shared.models.running import STATE_ONLY
 from shared.models.sizes import size
 
-LENGTHS = (128, 192, 256)  # multiples of the scan's chunk, and more than one of it
+LENGTHS = (128, 192, 256)  # multiples of the scan's chunk, of 64 tokens, and more than one of it
 PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "_grouped_mm", "scaled_dot_product_attention"}
 LOOKUPS = {"embedding", "index", "index_select", "gather"}  # of a table they read what they return
 FIRST = {"addmm": 1, "baddbmm": 1}  # the position of a product's first matrix, where it is not 0
@@ -88,6 +88,9 @@ class Shapes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, function.overloadpacket.__name__
+        if name == "einsum":  # the products and copies that it comes down to
+            with self:
+                return function.decompose(*args, **kwargs)
         if name == "scaled_dot_product_attention":
             query, key, value = args[:3]
             out = query.new_empty(*query.shape[:-1], value.shape[-1])
@@ -232,7 +235,8 @@ def count(name: str, tokens: int, batch: int = 1, dtype=torch.bfloat16, path: st
     """Counts of a model of the course over a prompt (batch, tokens).
 
     Args:
-        path: of the scan, as `models.path` names it; models without one do not mind.
+        path: of the scan, as `models.path` names it; models without one do not mind. Mamba-2 is counted as the library's
+            own code runs it, whatever kernels there are.
         gpu: as on a GPU, where the course's scan takes all channels at once and a step's experts are gathered.
 
     Returns: Counts. Of routed experts as many are read as tokens are expected to hit if the router has no favourites.
@@ -260,7 +264,10 @@ def training(name: str, tokens: int, batch: int = 1, dtype=torch.bfloat16, path:
 
 def _scaled(one, config, tokens: int, batch: int) -> tuple[Work, ...]:
     """What one(depth, length, batch) counts, at any length, at the model's own depth, and at any batch."""
-    lengths = LENGTHS[:2] if config.model_type in STATE_ONLY else LENGTHS  # without attention nothing is square
+    chunk = getattr(config, "chunk_size", None)  # Mamba-2 fills its last chunk up: between two of them nothing grows
+    lengths = tuple(n * chunk // 64 for n in LENGTHS) if chunk else LENGTHS
+    if config.model_type in STATE_ONLY and not chunk:  # nothing is square: no attention, and no chunk after each other
+        lengths = lengths[:2]
     at_batch = {}
     for few in (2, 3) if batch > 3 else (batch,):  # of one sequence some layouts are others
         at_depth = {}
@@ -292,7 +299,12 @@ def experts(config) -> int:
 
 
 def depths(config) -> tuple[int, ...]:
-    """The numbers of layers at which a model is counted: two that differ by one period of its layers, or its own."""
+    """The numbers of layers at which a model is counted: two that differ by one period of its layers, or its own.
+
+    Its own too where the config names each layer, from which transformers takes their number.
+    """
+    if "layers_block_type" in vars(config):
+        return (config.num_hidden_layers,)
     period = math.lcm(getattr(config, "attn_layer_period", 1), getattr(config, "expert_layer_period", 1))
     first = max(2, period) + getattr(config, "first_k_dense_replace", 0)
     own = config.num_hidden_layers

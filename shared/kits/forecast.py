@@ -6,7 +6,8 @@ A product computes while it reads, so the slower of the two counts; attention re
 operation after another does not overlap, so they add up. Calls into torch take the processor's time: on a CPU they are
 added; a GPU works while it is asked, so the longer of working and asking counts there. A forecast is meant to be right
 within a factor of 2 (tests/test_forecast.py holds it to that on a CPU). It knows nothing of caches, of small matrices
-that leave a GPU idle, or of other programs.
+that leave a GPU idle, or of other programs. What the library's own code does in the chunks of Mamba-2, with
+exponentials and strided copies, took up to 6 times its forecast on a CPU.
 """
 
 from dataclasses import dataclass, replace
