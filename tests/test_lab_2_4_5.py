@@ -5,15 +5,18 @@ import re
 import statistics
 from collections import Counter, defaultdict
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
 from conftest import numbers, published_bytes, rows_of
 
-from shared import data, evaluate, files, models, notebooks, reference, scan
+from shared import data, evaluate, files, models, notebooks, plots, reference, scan
 from shared.kits import profiles
+from shared.models.cards import NARROW
 
 LAB = "2.4.5"
+FIVE = ["tiny/mamba", *NARROW, "tiny/transformer"]  # of one size as published
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made")]
 
 
@@ -21,6 +24,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made")]
 def quality() -> pd.DataFrame:
     table = pd.read_csv(files.BUILD / "results" / "lab-2.4.5-tiny-trained-quality.csv")
     return table.set_index("model").rename(lambda name: name.removeprefix("tiny/"))
+
+
+def executed_cells() -> list:
+    path = files.BUILD / "executed" / notebooks.path_of(LAB).name
+    return nbformat.read(path, as_version=4).cells
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +87,7 @@ def test_intervals_tell_a_tie_from_a_loss(said):
     assert found[best][:3] == [0, 0, 0]
     assert found["olmoe-collapsed"][1] > 0.03  # experts that died cost bits, beyond any doubt
     others = [row for name, row in found.items() if name != best]
-    assert all(2 < row[3] / (row[2] - row[1]) < 4.5 for row in others)  # "two to four times as wide"
+    assert all(2 < row[3] / (row[2] - row[1]) < 4.1 for row in others)  # "two to four times as wide"
     assert sorted(found, key=lambda name: found[name][0])[1] == "jamba"  # "next to the best"
     assert all(row[1] <= row[0] <= row[2] for row in found.values())
 
@@ -129,10 +137,11 @@ def test_mamba_s_state_is_flat_and_caches_grow_with_the_context(cost):
     single = cost[cost.batch == 1]
     for name, part in single.groupby("model"):
         sizes = part.sort_values("tokens").cache_bytes.tolist()
-        assert (len(set(sizes)) == 1) == (name == "tiny/mamba"), name
-    longest = single[single.tokens == single.tokens.max()].set_index("model").cache_bytes
-    assert longest["tiny/jamba"] < longest.drop(["tiny/mamba", "tiny/jamba"]).min() / 5  # "a small cache"
-    assert len(single) == 18 and len(cost) == 30 and (cost.status == "ok").all()
+        assert (len(set(sizes)) == 1) == (name in ("tiny/mamba", "tiny/mamba2-2.7b")), name
+    longest = single[(single.tokens == single.tokens.max()) & ~single.model.isin(NARROW)]
+    held = longest.set_index("model").cache_bytes
+    assert held["tiny/jamba"] < held.drop(["tiny/mamba", "tiny/jamba"]).min() / 5  # "a small cache"
+    assert len(single) == 27 and len(cost) == 33 and (cost.status == "ok").all()
     assert (cost.machine.str.len() > 0).all() and cost.scale.unique().tolist() == ["tiny"]
 
 
@@ -140,13 +149,74 @@ def test_reading_a_longer_prompt_takes_more_and_longer_for_every_model(cost):
     for name, part in cost[cost.batch == 1].groupby("model"):
         times = part.sort_values("tokens").time_to_first_token.tolist()
         assert times[0] < times[-1], name
-        model, _ = models.load(name, dtype=torch.float32, device="cpu")
-        moved = []
-        for ids in data.random_tokens(model.config.vocab_size, [256, 512]).values():
-            with torch.inference_mode(), scan.in_transformers(), profiles.Counted() as count:
-                models.forward(model, ids)
-            moved.append(count.bytes)
-        assert moved[1] > 1.5 * moved[0], name
+        model, _ = models.load(name, torch.float32, part.weights.iloc[0], "cpu")
+        read, written = zip(*(counted(model, tokens) for tokens in (256, 512)), strict=True)
+        assert read[1].bytes > 1.5 * read[0].bytes, name
+        # "Mamba's decode does not know the context": what a step moves is the same after either.
+        assert (written[0].bytes == written[1].bytes) == (name in ("tiny/mamba", "tiny/mamba2-2.7b")), name
+
+
+def counted(model, tokens: int) -> tuple[profiles.Counted, profiles.Counted]:
+    """What a prefill of so many tokens does, and the decode step after it."""
+    (ids,) = data.random_tokens(model.config.vocab_size, [tokens]).values()
+    with torch.inference_mode(), scan.in_transformers():
+        with profiles.Counted() as prefill:
+            logits, cache = models.forward(model, ids)
+        with profiles.Counted() as step:
+            models.forward(model, logits.argmax(-1), cache)
+    return prefill, step
+
+
+@pytest.mark.parametrize("name", ["tiny/mamba", "tiny/transformer"])
+def test_work_and_memory_of_a_dense_model_do_not_depend_on_its_weights_values(name):
+    trained, random = (
+        counted(models.load(name, torch.float32, weights, "cpu")[0], 256) for weights in ("trained", "random")
+    )
+    assert [(work.operations, work.bytes) for work in trained] == [(work.operations, work.bytes) for work in random]
+
+
+def test_five_architectures_stand_in_the_sweep_and_the_lines_about_them_follow_from_it(said, cost):
+    rows = cost[cost.model.isin(FIVE) & (cost.batch == 1)]
+    assert sorted(rows.model.unique()) == sorted(FIVE) and len(rows) == 3 * len(FIVE)
+    weights = rows.groupby("model").weights.unique().map(list).to_dict()
+    assert weights == {name: ["random"] if name in NARROW else ["trained"] for name in FIVE}
+    lines, rises = said["five-firsts"].splitlines(), rows_of(said["five-rises"])
+    for place, (column, what) in enumerate(PRICES.items()):
+        by_context = rows.pivot(index="tokens", columns="model", values=column)
+        for tokens, row in by_context.iterrows():
+            least, most = row.idxmin(), row.idxmax()
+            line = f"{what} at {tokens:,} tokens: least {least}, most {most}, {row[most] / row[least]:.1f} times as much"
+            assert line in lines
+        for name, rise in (by_context.iloc[-1] / by_context.iloc[0]).items():
+            assert rises[label(name)][place] == pytest.approx(rise, abs=0.006)
+    held = {name: row[-1] for name, row in rises.items()}
+    assert held["mamba"] == held["mamba2-2.7b"] == 1 < held["mamba2attn-2.7b"] < held["transformer"]
+    shortest, longest = ((rows.tokens + rows.new_tokens - 1).agg(end) for end in ("min", "max"))
+    assert held["transformer"] == held["transformerpp-2.7b"] == pytest.approx(longest / shortest, abs=0.006)
+
+
+PRICES = {"time_to_first_token": "prefill", "decode_seconds": "decode", "peak_bytes": "peak"}
+PRICES |= {"cache_bytes": "cache or state"}
+
+
+def label(name: str) -> str:
+    return name.removeprefix("tiny/")
+
+
+def test_each_panel_about_the_five_has_a_line_for_each_that_says_what_its_weights_are(made):
+    (cell,) = [cell for cell in executed_cells() if cell.id == "five-figure"]
+    (figure,) = [output.data[plots.DRAWN] for output in cell.outputs if plots.DRAWN in output.get("data", {})]
+    expected = {f"{label(name)}, {'random' if name in NARROW else 'trained'}" for name in FIVE}
+    assert len(figure) == 4
+    for panel in figure:
+        assert expected <= {line["label"] for line in panel}
+        assert {line["points"] for line in panel if line["label"] in expected} == {3}
+
+
+def test_a_batch_makes_more_tokens_in_a_second(cost):
+    for name, part in cost[(cost.tokens == cost.tokens.min()) & ~cost.model.isin(NARROW)].groupby("model"):
+        rates = part.sort_values("batch").decode_rate.tolist()
+        assert rates[0] < rates[-1], name
 
 
 def test_the_front_and_the_decisions_follow_from_the_saved_numbers(said, quality):
@@ -229,7 +299,7 @@ def test_the_targets_of_the_open_challenges_can_be_reached(said):
     nats = sum(scope["ngram_nll"](tables, document.encode()) for document in heldout)
     assert nats / math.log(2) / sum(len(document.encode()) for document in heldout) < 0.75
     model, tokenizer = models.load("tiny/transformer", dtype=torch.float32, device="cpu")
-    passage = [data.tiny_long_text()[:6000]]
+    passage = [data.tiny_long_text()[:4000]]
     dear, cheap = (evaluate.perplexity(model, tokenizer, passage, *way) for way in ((64, 16), (128, 96)))
     assert cheap.bits_per_byte <= dear.bits_per_byte
     parts = notebooks.solution(LAB).windows(cheap.tokens, 128, 96)
@@ -240,7 +310,10 @@ def test_the_five_models_of_one_size_stand_side_by_side(said):
     rows = {line.split()[0]: numbers(line.split(maxsplit=1)[1]) for line in said["five-sizes"].splitlines()[1:]}
     weights = [row[0] for row in rows.values()]
     assert len(rows) == 5 and max(weights) < 1.1 * min(weights)
-    hybrid, transformer = (models.size(name) for name in ("mamba2attn-2.7b", "transformerpp-2.7b"))
-    assert hybrid.kv_bytes_per_token < transformer.kv_bytes_per_token / 3  # "a fraction of the transformers' slope"
-    assert rows["mamba2-2.7b"][1] == rows["mamba2-2.7b"][2] > 7 * rows["mamba-2.8b"][1]  # "its larger state"
-    assert "make reference" in said["siblings-before"] or "decode, ms per token" in said["siblings-before"]
+    for scale in ("", "tiny/"):
+        hybrid, transformer = (models.size(f"{scale}{name}") for name in ("mamba2attn-2.7b", "transformerpp-2.7b"))
+        assert hybrid.kv_bytes_per_token < transformer.kv_bytes_per_token / 3  # of the transformers' slope
+    for name in ("mamba2-2.7b", "mamba-2.8b"):
+        _, short, step, long, long_step = rows[name]
+        assert short == long and step == long_step  # "the same bytes at each context"
+    assert rows["mamba2-2.7b"][2] > rows["mamba-2.8b"][2] and rows["mamba2-2.7b"][1] > rows["mamba-2.8b"][1]

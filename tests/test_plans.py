@@ -90,6 +90,17 @@ def test_what_a_sweep_leaves_out_is_said_and_takes_no_time():
     assert any("where its positions end" in line for line in plan("2.4.1").left_out)
 
 
+def test_the_plan_of_the_comparison_counts_the_siblings_and_says_which_of_their_points_do_not_fit():
+    part, siblings = "cost of all models", plans.default_settings("2.4.5")["siblings"]
+    assert len(siblings) == 3
+    for name in siblings:  # each takes a minute or more
+        others = tuple(other for other in siblings if other != name)
+        assert plan("2.4.5").parts[part] > plan("2.4.5", siblings=others).parts[part] + 60, name
+    small = plan("2.4.5", dataclasses.replace(SPARK, memory_bytes=20 * 10**9))
+    assert "mamba2-2.7b, batch 1, from 32,768 tokens on (out of memory)" in small.left_out
+    assert "A prefill of mamba2-2.7b and mamba2attn-2.7b may take longer" in str(small)
+
+
 def test_another_model_and_eight_bits_change_the_plan():
     settings = plans.default_settings("2.4.3") | {"model": "mixtral-8x7b"}
     sixteen, eight = (plans.lab("2.4.3", settings, bits=bits, on=SPARK) for bits in (16, 8))

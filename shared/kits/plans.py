@@ -21,11 +21,12 @@ import torch
 
 from shared import data, evaluate, notebooks, results, scan, timing
 from shared.errors import BadInput
+from shared.hub.catalogue import Config
 from shared.kits import counting, forecast
 from shared.kits.counting import Work
 from shared.kits.forecast import Machine
 from shared.machine import kernels
-from shared.models.cards import published_config
+from shared.models.cards import card, published_config
 from shared.models.sizes import size
 from shared.units import human
 
@@ -60,7 +61,8 @@ class Plan:
         self.models += [name for name in names if name not in self.models]
         if self.weights == "random":
             return 0.0
-        published = [size(name, published_config(name).dtype or self.dtype).weight_bytes for name in names]
+        stored = [name for name in names if not isinstance(card(name).source, Config)]
+        published = [size(name, published_config(name).dtype or self.dtype).weight_bytes for name in stored]
         return times * sum(published) / self.on.disk
 
     def read(self, name: str, tokens: float, window: int, batch: int = 1, path: str | None = None) -> float:
@@ -132,7 +134,10 @@ class Plan:
             most = forecast.longest(name, self.on, self.dtype, self.bits)
             lines += [f"longest context that fits: {name}, {most:,} tokens"]
         lines += [f"left out: {what}" for what in self.left_out] or ["left out: nothing"]
-        return "\n".join([*lines, "A forecast is meant to be right within a factor of 2."])
+        lines += ["A forecast is meant to be right within a factor of 2."]
+        if chunked := [name for name in self.models if hasattr(published_config(name), "chunk_size")]:
+            lines += [f"A prefill of {' and '.join(chunked)} may take longer: on a CPU it took up to 6 times as long."]
+        return "\n".join(lines)
 
     def watch(self) -> "Plan":
         """Time the lab's cells from here on, for `against_the_clock`."""
@@ -297,10 +302,10 @@ def architecture_comparison(plan: Plan, s) -> None:
     whole = story / TOKEN + 8 * s.long_window + 2 * passage / TOKEN
     read_on = plan.load(1, twins[0]) + plan.score(twins[0], whole, s.long_window)
     plan.part("a story read on", read_on, "carry", "carry-exact", "carry-course", "carry-dropped")
-    priced = plan.load(1, *s.zoo)
-    for name in s.zoo:
+    priced = plan.load(1, *s.zoo, *s.siblings)
+    for name in (*s.zoo, *s.siblings):
         priced += plan.sweep(name, s.contexts, **s.timing)
-        for batch in s.batches[1:]:
+        for batch in s.batches[1:] if name in s.zoo else ():
             priced += plan.sweep(name, [min(s.contexts)], batch, **s.timing)
     plan.part("cost of all models", priced, "cost-sweep")
 
