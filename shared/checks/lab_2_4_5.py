@@ -339,7 +339,7 @@ def _timed(answer, random, new_tokens: int, warm: int, given: dict[str, int]) ->
     whole = device.calls[-1].done - device.calls[1].begun
     reasons = {
         "The first steps warm up caches and allocator: leave `warm` of them out.": statistics.median(about),
-        "That is a mean, and one step in a hundred is interrupted: take the median.": statistics.mean(about[warm:]),
+        "That is a mean, and one step here was disturbed: take the median.": statistics.mean(about[warm:]),
         "That is the mean of all steps: leave the first out and take the median.": statistics.mean(about),
         "That is end-to-end time over tokens, with the prefill in it: time the steps alone.": whole / new_tokens,
         "`warm` says how many steps do not count.": statistics.median(about[8:] or about),
