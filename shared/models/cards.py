@@ -82,7 +82,8 @@ def card(name: str) -> Card:
         folder = files.DATA / name
         return Card(name, folder / "config.json", folder=folder)
     published = name.removeprefix("tiny/")  # of a narrow shape
-    return Card(name, PUBLISHED / f"{published}.json", {**MODELS, **CONFIGS}[published])
+    source = CONFIGS[published] if published in CONFIGS else MODELS[published]
+    return Card(name, PUBLISHED / f"{published}.json", source)
 
 
 def check_name(name: str) -> str:
