@@ -56,7 +56,8 @@ def check_context(model, length: int) -> None:
 
 def path(model) -> str:
     """Which code runs the Mamba scan: "kernel" (mamba-ssm), "reference" (transformers' loop), "course" (shared.scan),
-    or "no scan" for a model without one. The kernel runs on a GPU only, so the device decides with what is installed.
+    or "no scan" for a model without one; Mamba-2 has none, it multiplies matrices in chunks. The kernel runs on a GPU
+    only, so the device decides with what is installed.
     """
     kind = model.config.model_type
     if kind not in kernels.FAMILIES:
