@@ -164,7 +164,7 @@ def test_a_slope_of_zero_is_read_off_the_state_and_of_one_off_the_cache(said):
     assert mamba == 0 and transformer == pytest.approx(1, abs=0.05)  # the new tokens are in the cache too
 
 
-def test_tiny_steps_stay_below_the_roofline_because_they_cost_calls(said):
+def test_tiny_steps_stay_below_the_roofline_because_they_cost_calls(said, swept):
     fractions = [numbers(line)[-1] for line in said["bandwidth"].splitlines() if line.strip().startswith("tiny/")]
     assert len(fractions) == 10 and max(fractions) < 0.7
     before = re.findall(r"([\d.]+)%", said["bandwidth-before"])
@@ -172,8 +172,11 @@ def test_tiny_steps_stay_below_the_roofline_because_they_cost_calls(said):
     rows = {line.split()[0]: numbers(line) for line in said["operations"].splitlines() if "tiny/" in line}
     mamba, transformer = rows["tiny/mamba"], rows["tiny/transformer"]
     assert mamba[0] > 2 * transformer[0]  # operations per token
-    assert mamba[1] > transformer[1]  # so at a short context the small Mamba loses
-    assert 1 / 3 < mamba[2] / transformer[2] < 3  # what one operation costs is alike
+    # The sweep repeats a step for longer than a profile does: what another program takes shows less in it.
+    short = swept[swept.tokens == 256].set_index("model").decode_seconds
+    ratio = short["tiny/mamba"] / short["tiny/transformer"]
+    assert ratio > 1  # so at a short context the small Mamba loses
+    assert 1 / 3 < ratio * transformer[0] / mamba[0] < 3  # what one operation costs is alike
 
 
 def test_the_products_whose_bytes_the_bound_counts_are_the_smaller_part_of_a_tiny_step(said):
