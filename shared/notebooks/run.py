@@ -102,7 +102,7 @@ def execute(
 def engine() -> type:
     """Papermill's own, which writes the notebook when it ends, also by the death of its kernel.
 
-    Its parent writes the whole notebook before and after each cell, figures and all: 14 s for lab 2.4.2.
+    Its parent writes the whole notebook before and after each cell, figures and all.
     """
     from papermill.engines import NBClientEngine
 
