@@ -533,10 +533,10 @@ def delta_step(answer, random):
         cases.append(case(what, S, k, v, gates[0], gates[1]))
     S, k, v, _, _ = cases[2].args
     cases.append(case("the same with decay 1 and beta 1 by name", S, k, v, decay=1.0, beta=1.0))
-    for N in (16, 128):
+    for N, P in ((16, 64), (128, 8)):
         k = F.normalize(_normal(random, N, dtype=torch.float32), dim=0)
-        S, v = _normal(random, N, 64, dtype=torch.float32), _normal(random, 64, dtype=torch.float32)
-        cases.append(case(f"{N} keys by 64 values, decay 0.9, beta 0.7", S, k, v, decay=0.9, beta=0.7))
+        S, v = _normal(random, N, P, dtype=torch.float32), _normal(random, P, dtype=torch.float32)
+        cases.append(case(f"{N} keys by {P} values, decay 0.9, beta 0.7", S, k, v, decay=0.9, beta=0.7))
     mistakes = {
         "That adds to what the key holds: look up what it holds, and write the difference.": _delta(erase=0),
         "The state fades first, and the key is looked up in what is left.": _delta(fade_first=False),

@@ -1,6 +1,7 @@
 """A student's function as a check calls it: bounded in time, kept from leaving, its prints and its traces seen."""
 
 import functools
+import gc
 import inspect
 import io
 import signal
@@ -15,6 +16,7 @@ from shared.checks.compare import Wrong, as_tensor
 
 TICK = 0.05  # seconds between two looks at a call's time
 TOGETHER = 4  # times the seconds of one call
+EXCUSED = 10.0  # seconds of imports and of collecting garbage that one call may have beside its own
 PRINTED = 1_000_000  # characters that one call may print
 
 
@@ -150,25 +152,39 @@ def bounded(seconds: float):
     """Raise `TimeUp` in the block once it has worked, or has done nothing but wait, for so long. Yields what it took.
 
     The processor's time of this thread counts, not the clock's: beside other work nothing ends sooner. Waiting is
-    counted in looks at which the thread has not worked since the last one. Imports are not counted. Outside the main
-    thread there is no bound, since Python handles signals in that thread alone.
+    counted in looks at which the thread has not worked since the last one. Imports are not counted, nor are
+    collections of garbage, which walk through all that the kernel holds. Outside the main thread there is no bound,
+    since Python handles signals in that thread alone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield []
         return
     spent: list[float] = []  # at the end: seconds of work and of waiting
-    begun = last = time.thread_time()
+    begun = last = collecting = time.thread_time()
+    excused = 0.0
     waits = told = 0
 
+    def work() -> float:
+        return time.thread_time() - begun - min(excused, EXCUSED)
+
+    def collected(phase, info):
+        nonlocal excused, collecting
+        if phase == "start":
+            collecting = time.thread_time()
+        else:
+            excused += time.thread_time() - collecting
+
     def look(number, frame):
-        nonlocal begun, last, waits, told
+        nonlocal excused, last, waits, told
+        if frame.f_code is collected.__code__:  # what is raised there, Python prints and drops
+            frame, told = frame.f_back, max(told, 1)
         now = time.thread_time()
         if _importing(frame):
-            begun += now - last
+            excused += now - last
         elif now - last < TICK / 50:
             waits += 1
         last = now
-        worked, waited = now - begun, waits * TICK
+        worked, waited = work(), waits * TICK
         if max(worked, waited) > seconds:
             told += 1
             said = f"{worked:.1f} s of work" if worked > waited else f"{waited:.1f} s of waiting"
@@ -177,10 +193,12 @@ def bounded(seconds: float):
     tracing = sys.gettrace()
     before = signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+    gc.callbacks.append(collected)
     try:
         yield spent
     finally:
-        spent += [time.thread_time() - begun, waits * TICK]
+        gc.callbacks.remove(collected)
+        spent += [work(), waits * TICK]
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         sys.settrace(tracing)

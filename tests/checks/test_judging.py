@@ -1,5 +1,8 @@
 """How a check judges, whatever the exercise: values and not types, bounds on an answer, its traces, and progress."""
 
+import colorsys
+import gc
+import importlib
 import io
 import json
 import math
@@ -264,6 +267,30 @@ def test_the_time_of_an_import_does_not_count(check, tmp_path, monkeypatch):
         return [scale * v for v in values]
 
     assert notice.passed(of(check, answer))
+
+
+def test_the_time_of_collecting_garbage_does_not_count(check):
+    """A collection walks through all that a kernel holds: seconds, where labs have filled it."""
+    held, end = [[] for _ in range(1_000_000)], time.thread_time() + 1
+
+    def answer(values, scale=2.0):
+        while time.thread_time() < end:
+            gc.collect()
+        return [scale * v for v in values]
+
+    assert notice.passed(of(check, answer)) and held
+
+
+@pytest.mark.parametrize("work", ["gc.collect()", "importlib.reload(this)"])
+def test_what_is_not_counted_has_an_end(check, work, monkeypatch):
+    monkeypatch.setattr(watch, "EXCUSED", 0.3)
+    names = {"gc": gc, "importlib": importlib, "this": colorsys}
+
+    def answer(values, scale=2.0):
+        while True:
+            exec(work, names)
+
+    assert "did not end" in of(check, answer)
 
 
 @pytest.mark.parametrize(
