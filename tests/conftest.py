@@ -1,6 +1,7 @@
 """What several tests share: an environment without network, one run of the solved labs by `make run`, its outputs."""
 
 import ctypes
+import gc
 import mmap
 import os
 import re
@@ -54,6 +55,11 @@ def pytest_collection_modifyitems(items):
     """The longest first: the labs, then the files of `LONG`. What is short fills both workers up to the same end."""
     place = {f"test_{name}.py": number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: -1 if LABS.search(item.path.name) else place.get(item.path.name, len(LONG)))
+
+
+def pytest_collection_finish():
+    """What was imported stays: a collection of garbage need not walk through it at each of thousands of tests."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

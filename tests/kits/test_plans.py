@@ -1,6 +1,7 @@
 """What a lab says before one waits: on a DGX Spark none is longer than 40 minutes, with Mamba's kernels or without."""
 
 import dataclasses
+import functools
 import re
 from types import SimpleNamespace
 
@@ -17,7 +18,14 @@ EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
 MINUTES = 40
 
 
+@functools.cache
+def default_plan(lab: str, on: forecast.Machine) -> plans.Plan:
+    return plans.lab(lab, plans.default_settings(lab), on=on)
+
+
 def plan(lab: str, on: forecast.Machine = SPARK, **changes) -> plans.Plan:
+    if not changes:
+        return default_plan(lab, on)
     return plans.lab(lab, plans.default_settings(lab) | changes, on=on)
 
 
