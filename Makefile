@@ -103,7 +103,7 @@ kernels: setup ## build Mamba's CUDA kernels for this machine's GPU, check them,
 kernels-remove: setup ## take the kernels away again
 	@$(VENV_PYTHON) scripts/kernels/build.py remove
 
-check: setup-test style ## style, types, and the tests that start no lab, no process and no training
+check: setup-test style ## style, types, and the short tests, which start no lab, no process and no training
 	@$(ONE_THREAD) $(VENV_PYTHON) -m pytest -q -n 2 -m "not slow"
 
 style:

@@ -171,6 +171,7 @@ def test_a_field_that_is_no_unicode_is_named(key):
 LINES = st.text(alphabet=st.characters(exclude_characters="#", exclude_categories=["Cs"]), max_size=30)
 
 
+@pytest.mark.slow
 @given(instruction=LINES.filter(str.strip), given_input=LINES, output=LINES)
 def test_an_instruction_can_be_read_back(instruction, given_input, output):
     text = data.format_instruction({"instruction": instruction, "input": given_input, "output": output})

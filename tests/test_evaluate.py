@@ -70,6 +70,7 @@ def plain_loop(model, tokenizer, text: str, window: int, context: int = 1) -> fl
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_equals_the_harness_windows_in_a_plain_loop(zoo, documents, name):
     model, tokenizer = zoo[name]
@@ -114,6 +115,7 @@ def test_every_token_is_scored_exactly_once(tokens, window, stride, pieces):
         assert 0 < len(part.ids) - 1 - part.first <= (window if part is parts[0] else stride)
 
 
+@pytest.mark.slow
 @given(
     tokens=st.integers(0, 60),
     window=st.integers(1, 20),
@@ -153,6 +155,7 @@ def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(zoo, documents):
     assert found.token_perplexity == pytest.approx(1024, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 64, 100_000])
 def test_batches_and_padding_change_nothing(zoo, documents, batch, monkeypatch):
     model, tokenizer = zoo["olmoe"]
@@ -175,6 +178,7 @@ def test_nats_of_each_token_add_up_and_say_what_was_seen_before(zoo, documents):
 # ---- streams -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_streamed_text_has_the_tokens_of_the_whole(zoo, monkeypatch):
     model, tokenizer = zoo["transformer"]
     text = "\n\n".join(data.tiny_text("heldout").values())[:20_000] + "  two  spaces \n\n end\n"
@@ -188,6 +192,7 @@ def test_a_streamed_text_has_the_tokens_of_the_whole(zoo, monkeypatch):
         assert found.nll == pytest.approx(whole.nll, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stream_is_read_as_it_is_scored():
     """A text of 6 MB that exists nowhere as a whole: what is held stays small."""
 
@@ -245,6 +250,7 @@ def test_one_word_a_line_takes_no_longer_than_a_word_after_a_space():
     assert time.process_time() - start < 2 and max(sizes) <= 2 * evaluate.PIECE and sum(sizes) == 2_000_000
 
 
+@pytest.mark.slow
 @given(
     words=st.lists(st.text(min_size=1, max_size=9), max_size=40),
     between=st.sampled_from([" ", "\n", "\n\n", ", "]),
@@ -297,6 +303,7 @@ def test_200_000_tokens_cost_mamba_constant_memory(zoo, monkeypatch):
     assert 0.1 < found.bits_per_byte < 1
 
 
+@pytest.mark.slow
 def test_a_dropped_state_would_show(zoo):
     """A negative control: outside in_transformers the library's Mamba forgets the state between windows."""
     model, tokenizer = zoo["mamba"]
@@ -357,6 +364,7 @@ def test_a_model_that_trains_is_scored_without_dropout_and_trains_on(zoo):
     assert model.training and not model.get_output_embeddings().training
 
 
+@pytest.mark.slow
 def test_other_impossible_requests_are_one_sentence(zoo):
     model, tokenizer = zoo["transformer"]
     with pytest.raises(BadInput, match="no text to score"):

@@ -351,6 +351,7 @@ def test_beams_are_the_rows_that_the_model_computes():
     assert torch.equal(trace.indices[0][::3, :12], alone.indices[0])
 
 
+@pytest.mark.slow
 def test_a_cache_continues_its_own_sequences():
     model, a, b = shipped("tiny/deepseek-moe"), prompt(1, 9), prompt(2, 7)
     with torch.no_grad(), experts.capture(model) as whole:
@@ -609,6 +610,7 @@ def held_bytes() -> int:
     return sum(o.nbytes for o in gc.get_objects() if type(o) is torch.Tensor)
 
 
+@pytest.mark.slow
 def test_counts_of_a_book_take_no_more_memory_than_those_of_a_page():
     model, pages = mixture(), [padded(torch.randint(1, 64, (2, 40)), 7) for _ in range(12)]
     traces, grown = {}, {}
@@ -716,6 +718,7 @@ def test_what_cannot_be_traced_rightly_is_refused():
 # ---- what it costs --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_overhead_on_the_shipped_models_is_a_few_percent(name):
     """Processor time of a forward with the hooks over one without, interleaved; `pytest -s -k overhead` prints it."""

@@ -99,6 +99,7 @@ def test_no_module_uses_another_ones_private_names():
     assert found == []
 
 
+@pytest.mark.slow
 def test_the_package_does_not_import_labs_or_programs():
     programs = {path.stem for path in PROGRAMS if path.parent.name == "scripts"} | {"labs", "rehearsal"}
     for name, path in MODULES.items():
@@ -152,6 +153,7 @@ def packages(tree: ast.AST) -> set[str]:
     return found - set(sys.stdlib_module_names) - {"shared"} - OPTIONAL
 
 
+@pytest.mark.slow
 def test_what_labs_and_the_package_import_is_in_a_students_set_up():
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in MODULES.values()]
     for lab in notebooks.labs():

@@ -174,6 +174,7 @@ def test_available_on_this_machine_is_at_most_what_it_has():
 # -------------------------------------------------------------------------------------------------------------- track
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_known_allocation_is_right_to_one_percent():
     with memory.track("cpu") as m:
         block = torch.ones(256 * MB, dtype=torch.uint8)
@@ -249,6 +250,7 @@ def test_tracking_costs_a_forward_less_than_one_percent(sampling, one_thread):
     assert sum(samples) >= 9 * 3  # of each block two are those of its begin and its end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [True, False], ids=["an exact peak", "the samples are the peak"])
 def test_the_dearer_a_sample_the_fewer_are_taken(monkeypatch, sampling, exact):
     def dear(meter, real=meters.Host.level):
@@ -265,6 +267,7 @@ def test_the_dearer_a_sample_the_fewer_are_taken(monkeypatch, sampling, exact):
     assert len(m.timeline()) > 3
 
 
+@pytest.mark.slow
 def test_a_spike_between_two_samples_is_in_the_peak():
     if not meters.Host().exact:
         pytest.skip("this kernel does not let a process reset its high-water mark")
@@ -273,6 +276,7 @@ def test_a_spike_between_two_samples_is_in_the_peak():
     assert not block and m.peak_bytes == pytest.approx(256 * MB, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proc", [False, True], ids=["no /proc", "a sandbox that forbids the reset"])
 def test_without_a_high_water_mark_the_samples_give_the_peak(host, proc):
     if proc:
@@ -285,6 +289,7 @@ def test_without_a_high_water_mark_the_samples_give_the_peak(host, proc):
     assert m.peak_bytes == pytest.approx(256 * MB, rel=0.01)
 
 
+@pytest.mark.slow
 def test_memory_that_the_heap_kept_does_not_hide_an_allocation():
     def many_small():
         return [bytes(50_000) for _ in range(2_000)]  # below the size at which glibc maps pages of their own
@@ -297,12 +302,14 @@ def test_memory_that_the_heap_kept_does_not_hide_an_allocation():
     assert m.peak_bytes == pytest.approx(sum(map(len, blocks)), rel=0.05)
 
 
+@pytest.mark.slow
 def test_memory_that_is_merely_promised_does_not_count():
     with memory.track("cpu") as m:
         block = torch.empty(256 * MB, dtype=torch.uint8)
     assert block.numel() == 256 * MB and m.peak_bytes < 10 * MB
 
 
+@pytest.mark.slow
 def test_phases_have_their_own_peaks_above_the_level_at_entry():
     with memory.track("cpu") as m:
         m.mark("load")
@@ -321,6 +328,7 @@ def test_phases_have_their_own_peaks_above_the_level_at_entry():
     assert m.peak_bytes == phases["prefill"]
 
 
+@pytest.mark.slow
 def test_a_phase_does_not_pay_for_what_the_heap_kept_of_the_one_before():
     """Pieces of one megabyte leave a hole between what stays; a tensor that fits is put there, and the hole is kept."""
     pieces = [torch.ones(MB // 4, dtype=torch.uint8) for _ in range(1_000)]
@@ -335,6 +343,7 @@ def test_a_phase_does_not_pay_for_what_the_heap_kept_of_the_one_before():
     assert phases["prefill"] == pytest.approx(200 * MB, rel=0.05) and phases["decode"] < 10 * MB
 
 
+@pytest.mark.slow
 def test_the_timeline_shows_the_phases_in_order_and_ends_where_the_block_ends():
     with memory.track("cpu", interval=0.002) as m:
         time.sleep(0.02)
@@ -351,6 +360,7 @@ def test_the_timeline_shows_the_phases_in_order_and_ends_where_the_block_ends():
     assert len(m.timeline()) == len(line)
 
 
+@pytest.mark.slow
 def test_figures_can_be_read_inside_the_block():
     with memory.track("cpu") as m:
         assert m.peak_bytes < 5 * MB
@@ -359,6 +369,7 @@ def test_figures_can_be_read_inside_the_block():
         assert len(m.timeline()) >= 2
 
 
+@pytest.mark.slow
 def test_an_exception_passes_through_and_the_thread_ends():
     with pytest.raises(RuntimeError, match="mine"), memory.track("cpu") as m:
         block = torch.ones(64 * MB, dtype=torch.uint8)
@@ -368,6 +379,7 @@ def test_an_exception_passes_through_and_the_thread_ends():
     assert not memory._active
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", range(0, 8, 2))
 @pytest.mark.parametrize("step", ["settle", "level", "peak"])
 def test_twenty_ctrl_c_amid_entry_or_exit_are_raised_once_all_is_in_order(step, at, monkeypatch):
@@ -497,6 +509,7 @@ def test_a_generator_that_is_closed_early_leaves_nothing(elsewhere):
         assert handlers == before[2]
 
 
+@pytest.mark.slow
 def test_a_thread_can_track_while_the_main_one_does():
     peaks = []
 
@@ -514,6 +527,7 @@ def test_a_thread_can_track_while_the_main_one_does():
     assert 60e6 < peaks[0] <= outer.peak_bytes + 5e6 and of_the_process() == before
 
 
+@pytest.mark.slow
 def test_an_inner_tracker_does_not_take_the_outer_ones_peak_away():
     with memory.track("cpu", interval=60) as outer:
         del (first := [torch.ones(256 * MB, dtype=torch.uint8)])[:]
@@ -526,6 +540,7 @@ def test_an_inner_tracker_does_not_take_the_outer_ones_peak_away():
     assert outer.peak_bytes == pytest.approx(256 * MB, rel=0.03)
 
 
+@pytest.mark.slow
 def test_on_a_discrete_gpu_the_peak_is_the_allocators(gpu):
     gpu.allocated = gpu.peak = 500 * MB
     with memory.track("cuda", interval=60) as outer:
@@ -536,6 +551,7 @@ def test_on_a_discrete_gpu_the_peak_is_the_allocators(gpu):
     assert (outer.peak_bytes, inner.peak_bytes) == (300 * MB, 100 * MB)
 
 
+@pytest.mark.slow
 def test_on_unified_memory_resident_and_reserved_add_up(gpu):
     gpu.integrated, gpu.reserved, gpu.allocated = 1, 900 * MB, 400 * MB
     with memory.track("cuda", interval=60) as m:

@@ -73,6 +73,7 @@ def test_two_pieces_with_the_state_handed_over_equal_one_pass():
     assert (forgotten - whole[..., 13:]).abs().max() > 0.01, "the state would not matter here: the test proves nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chunk", "lanes"), [(2, 1), (3, 4), (64, 12288)])
 def test_gradients_of_every_argument_are_right(monkeypatch, chunk, lanes):
     monkeypatch.setattr(scan, "CHUNK", chunk)
@@ -251,6 +252,7 @@ def allocated(work) -> int:
     return max(itertools.accumulate(changes))
 
 
+@pytest.mark.slow
 def test_memory_of_training_is_that_of_inputs_and_outputs():
     """A few arrays (D, T): y, the gradients, what the gate keeps. The states are 16 such arrays, and the reference
     keeps several of that size."""

@@ -48,6 +48,7 @@ class Names(Leaves):
         return function(*args, **kwargs)
 
 
+@pytest.mark.slow
 def test_measure_counts_the_calls_after_the_warmup_only():
     calls = []
 
@@ -83,6 +84,7 @@ def test_cached_steps_equal_one_full_forward(pair, architecture):
     assert torch.allclose(logits, full, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["mamba", "transformer"])
 def test_generation_reports_rates_that_follow_from_its_times(pair, architecture):
     t = timing.generation(pair[architecture], prompt(32, batch=2), new_tokens=6, repeats=3, warmup=1)
@@ -93,6 +95,7 @@ def test_generation_reports_rates_that_follow_from_its_times(pair, architecture)
     assert t.decode_seconds_q1 <= t.decode_seconds <= t.decode_seconds_q3
 
 
+@pytest.mark.slow
 def test_a_short_run_is_repeated_until_enough_time_has_passed(pair, monkeypatch):
     asked = {"new_tokens": 2, "repeats": 2, "warmup": 1}
     ticks = itertools.count()
@@ -104,6 +107,7 @@ def test_a_short_run_is_repeated_until_enough_time_has_passed(pair, monkeypatch)
     assert timing.generation(pair["transformer"], prompt(8), **asked).repeats == 2
 
 
+@pytest.mark.slow
 def test_the_cache_of_a_timing_is_that_of_prompt_and_new_tokens(pair):
     config = pair["transformer"].config
     t = timing.generation(pair["transformer"], prompt(32), new_tokens=6, repeats=1, warmup=1)
@@ -123,6 +127,7 @@ def test_one_new_token_cannot_time_decoding(pair):
         timing.generation(pair["mamba"], prompt(8), new_tokens=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["mamba", "transformer"])
 def test_a_graph_replays_the_steps_that_count_and_fills_the_same_cache(pair, architecture, monkeypatch):
     asked = {"new_tokens": 12, "repeats": 2, "warmup": 1}
@@ -136,6 +141,7 @@ def test_a_graph_replays_the_steps_that_count_and_fills_the_same_cache(pair, arc
     assert [graph.replays for graph in recorded] == [6, 6, 6]
 
 
+@pytest.mark.slow
 def test_on_a_gpu_experts_are_grouped_for_the_prompt_and_gathered_for_a_step():
     """As `generate` does it; torch's device without bytes counts as one that is no CPU."""
     with torch.device("meta"):
@@ -147,6 +153,7 @@ def test_on_a_gpu_experts_are_grouped_for_the_prompt_and_gathered_for_a_step():
     assert model.get_experts_implementation()[""] == "grouped_mm"
 
 
+@pytest.mark.slow
 def test_a_sweep_can_replay_graphs(pair, monkeypatch):
     recorded = Cuda.install(monkeypatch)
     lengths = {n: prompt(n) for n in (8, 16)}
@@ -154,6 +161,7 @@ def test_a_sweep_can_replay_graphs(pair, monkeypatch):
     assert [r["status"] for r in rows] == ["ok", "ok"] and len(recorded) == 4
 
 
+@pytest.mark.slow
 def test_a_graph_needs_a_gpu_and_a_step_to_warm_up(pair):
     with pytest.raises(models.CourseError, match="need an NVIDIA GPU"):
         timing.generation(pair["mamba"], prompt(8), new_tokens=4, graph=True)
@@ -169,12 +177,14 @@ def test_on_a_gpu_a_graph_is_timed_beside_eager_decode(pair, architecture):
     assert replayed.cache_bytes == eager.cache_bytes and replayed.decode_seconds > 0
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_a_row_per_length_in_order(pair):
     rows = list(timing.sweep(pair["mamba"], {16: prompt(16), 8: prompt(8)}, new_tokens=4, repeats=1, warmup=1))
     assert [(r["tokens"], r["status"]) for r in rows] == [(8, "ok"), (16, "ok")]
     assert {f.name for f in dataclasses.fields(timing.GenerationTiming)} <= set(rows[0])
 
 
+@pytest.mark.slow
 def test_a_sweep_stops_before_it_would_run_out(pair, monkeypatch):
     row = next(iter(timing.sweep(pair["mamba"], {512: prompt(512)}, new_tokens=4, repeats=1, warmup=1)))
     # Room for what 512 tokens took and not for twice that: the next length must not even be tried.
@@ -184,6 +194,7 @@ def test_a_sweep_stops_before_it_would_run_out(pair, monkeypatch):
     assert rows[1]["expected_bytes"] > rows[1]["available_bytes"]
 
 
+@pytest.mark.slow
 def test_running_out_is_recorded_and_ends_the_sweep(pair, monkeypatch):
     real = timing.generation
 
@@ -246,6 +257,7 @@ def test_seconds_grow_as_they_grew_between_linear_and_quadratic(seconds, expecte
     assert timing.expected_seconds(rows[:1], 32) == pytest.approx(4) and timing.expected_seconds([], 32) == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_speed_beyond_the_positions(pair):
     beyond = 2 * pair["transformer"].config.max_position_embeddings
     (row,) = timing.sweep(pair["transformer"], {beyond: prompt(beyond)}, new_tokens=4, repeats=1, warmup=1)

@@ -105,6 +105,7 @@ def test_every_check_refuses_at_least_one_known_wrong_answer():
     assert refused == {cell_id for _, cell_id, _ in ALL}
 
 
+@pytest.mark.slow
 def test_the_right_forms_of_the_wrong_answers_pass(capsys):
     """What is refused is the fault and nothing else: other styles pass, and the wrong answers without their fault."""
     for check, answers in RIGHT.items():

@@ -236,6 +236,7 @@ def asleep(values, scale=2.0):
     time.sleep(100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [forever, forever_whatever_comes, endless, asleep])
 def test_an_answer_that_does_not_end_is_stopped_within_a_second(check, answer):
     start, before = time.thread_time(), signal.getsignal(signal.SIGALRM)
@@ -244,6 +245,7 @@ def test_an_answer_that_does_not_end_is_stopped_within_a_second(check, answer):
     assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+@pytest.mark.slow
 def test_calls_that_are_slow_one_by_one_are_stopped_together():
     def slow():
         start = time.thread_time()
@@ -256,6 +258,7 @@ def test_calls_that_are_slow_one_by_one_are_stopped_together():
             answer()
 
 
+@pytest.mark.slow
 def test_the_time_of_an_import_does_not_count(check, tmp_path, monkeypatch):
     source = "from time import thread_time as now\nstart = now()\nwhile now() < start + 1:\n    pass\n"
     (tmp_path / "slow_to_import.py").write_text(source)
@@ -358,6 +361,7 @@ def clock(before: bool, after: bool):
     return measure
 
 
+@pytest.mark.slow
 def test_a_clock_is_judged_alike_beside_other_work():
     done = threading.Event()
 

@@ -73,6 +73,7 @@ def test_the_bias_moves_the_choice_and_not_the_weights():
     torch.testing.assert_close(given[1][2], probabilities.gather(1, given[1][1]))
 
 
+@pytest.mark.slow
 def test_capture_sees_the_choices_of_the_small_model_too():
     model, ids = built(), next(moe.batches(1, seed=0))[:, :-1]
     with experts.capture(model) as trace:
@@ -136,6 +137,7 @@ def test_the_second_layer_collapses_within_forty_steps_and_the_loss_per_layer_pr
     assert ends["none"][3] >= 2
 
 
+@pytest.mark.slow
 def test_evaluation_scores_every_window_and_counts_by_domain():
     model = built()
     loss, counts = moe.evaluate(model)

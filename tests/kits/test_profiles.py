@@ -20,6 +20,7 @@ def prompt(length: int = 16) -> torch.Tensor:
     return torch.randint(100, 200, (1, length), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 def test_operations_are_counted_and_twice_the_layers_take_more_of_them():
     two, again, four = (profiles.step_profile(mamba(layers), prompt()) for layers in (2, 2, 4))
     assert two.operations == again.operations > 50
@@ -41,6 +42,7 @@ def test_bytes_are_what_operations_read_and_write_and_views_move_nothing():
     assert count.bytes < 100  # one number is read, however often
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny/mamba", "tiny/transformer", "tiny/jamba"])
 def test_on_a_cpu_the_parts_add_up_to_the_step(name):
     model, _ = models.load(name, device="cpu")

@@ -208,6 +208,7 @@ def test_holm_keeps_the_level_over_many_layers():
     assert (p < 0.05).any(1).double().mean() > 0.5  # without it most runs have a false positive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("permutations", [99, 999])
 def test_errors_by_chance_hold_for_any_seed_and_are_not_too_wide(permutations):
     """Many runs of a test without an effect, each with a null of its own: the counts lie between the limits."""
@@ -231,6 +232,7 @@ def test_p_of_many_values_is_that_of_each_alone():
 # ---- last, because it takes the models above away ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_reader_goes_on_after_the_model_was_given_back():
     """After Run All Cells a student scrolls up and types: the lab's last cell has freed the model."""
     loads = []

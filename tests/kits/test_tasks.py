@@ -306,6 +306,7 @@ def test_the_size_of_the_state_bounds_recall():
     assert CURVES["recall"]["hybrid-2"]["8"][0] > 0.95, "attention does not need the state"
 
 
+@pytest.mark.slow
 def test_general_models_do_not_copy_from_the_context():
     for name, found in CURVES["generalists"].items():
         assert found["second"]["accuracy"] < 0.05, name
@@ -336,6 +337,7 @@ def test_repetition_sees_copying_where_there_is_some():
     assert tasks.repetition(Copier(12), length=16)["second"]["accuracy"] < 0.2, "another distance is no copy"
 
 
+@pytest.mark.slow
 def test_runs_are_kept_and_repeated_only_when_their_settings_change(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(program, "PARTS", tmp_path)
     options = {"variant": "all", "seed": 0, "steps": 4, "size": 2}

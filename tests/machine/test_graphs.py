@@ -92,6 +92,7 @@ def test_a_step_can_be_recorded_where_the_courses_scan_stands_in_for_the_library
         assert torch.equal(Decoding(model, ids).replayed(), Decoding(model, ids).eagerly())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOE)
 @torch.inference_mode()
 def test_grouped_experts_are_recorded_in_the_type_that_has_a_kernel(recorder, name):

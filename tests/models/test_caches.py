@@ -195,6 +195,7 @@ def test_the_page_of_a_model_has_its_parts_its_cache_and_what_fits(page):
     assert "This machine: " in out and max(map(len, out.splitlines())) <= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mamba-130m", "olmoe-1b-7b", "kimi-linear-48b-a3b", "gpt-oss-20b", "tiny/jamba"])
 def test_the_parts_of_a_model_add_up_to_its_size(page, name):
     size = models.size(name)

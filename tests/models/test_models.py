@@ -172,6 +172,7 @@ def test_counting_a_model_leaves_its_config_as_it_was():
     assert (card.config.to_dict(), vars(card.config)) == before
 
 
+@pytest.mark.slow
 def test_sizing_the_largest_model_takes_no_memory():
     models.size("mixtral-8x7b")
     sizes.of_card.cache_clear()
@@ -222,6 +223,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones_and_the_closest(ask, na
 # --------------------------------------------------------------------------------------------------------------- fits
 
 
+@pytest.mark.slow
 def test_fits_adds_the_cache_of_the_context(monkeypatch):
     monkeypatch.setattr(pool, "available", lambda device=None: 6_000_000_000)
     size = models.size("pythia-2.8b")
@@ -241,6 +243,7 @@ def spark(spark):
     return spark
 
 
+@pytest.mark.slow
 def test_on_unified_memory_trained_weights_need_room_for_what_is_in_flight_while_they_load(spark):
     """Jamba's experts of one layer: 16 x 2 x 14,336 x 4,096 in 16 bits, counted four times."""
     jamba = models.fits("jamba-v0.1")
@@ -267,6 +270,7 @@ def test_a_model_larger_than_memory_is_refused_before_anything_is_allocated(monk
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "free", "advice"),
     [
@@ -309,6 +313,7 @@ def test_the_names_of_eight_bit_weights_are_those_of_all_routed_experts_and_no_o
     assert chosen == routed and routed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "free", "smaller"),
     [("mixtral-8x7b", 119e9, "deepseek-moe-16b"), ("jamba-v0.1", 126e9, "mixtral-8x7b")],
@@ -415,6 +420,7 @@ def test_random_weights_give_finite_logits_and_repeat(course, name):
     assert logits.isfinite().all() and logits.std() > 0
 
 
+@pytest.mark.slow
 def test_random_weights_of_a_published_model_need_no_network_and_no_second_copy(tmp_path, monkeypatch):
     offline(monkeypatch, tmp_path)
     with memory.track("cpu") as m:
@@ -458,6 +464,7 @@ def test_a_gpu_on_a_machine_without_one_is_one_sentence(device):
     sentence(error)
 
 
+@pytest.mark.slow
 @given(tokens=st.integers(2, 120), batch=st.integers(1, 4), name=st.sampled_from(models.TINY))
 @settings(max_examples=12)
 def test_cache_bytes_grow_with_tokens_and_rows_as_predicted(tokens, batch, name):
@@ -670,6 +677,7 @@ def careless(source: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_loading_call_of_the_project_lets_code_of_a_repository_run():
     assert careless("AutoTokenizer.from_pretrained(x)") and careless("datasets.load_dataset(x, trust_remote_code=yes)")
     root = files.ROOT
@@ -701,6 +709,7 @@ def test_a_context_beyond_the_models_positions_is_refused(course):
     models.check_context(models.load("tiny/mamba", device="cpu")[0], 10**9)
 
 
+@pytest.mark.slow
 def test_path_says_which_scan_runs(course):
     loaded = {name: models.load(f"tiny/{name}", device="cpu")[0] for name in ("mamba", "jamba", "transformer")}
     assert {name: models.path(model) for name, model in loaded.items()} == {
@@ -729,6 +738,7 @@ def test_a_notebook_shows_one_sentence_and_no_frames():
 # ------------------------------------------------------------------------------------------------------ giving it back
 
 
+@pytest.mark.slow
 def test_unload_frees_every_loaded_model_also_where_a_variable_or_a_layer_of_it_is_kept(course):
     before = memory.held()
     kept = {name: models.load(f"tiny/{name}", device="cpu")[0] for name in SMALL}
@@ -753,6 +763,7 @@ def test_unload_frees_every_loaded_model_also_where_a_variable_or_a_layer_of_it_
     assert prefill(again, 4)[0].isfinite().all()
 
 
+@pytest.mark.slow
 def test_held_counts_memory_and_not_names():
     before = memory.held()
     block = torch.ones(1_000_000)

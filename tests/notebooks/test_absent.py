@@ -316,6 +316,7 @@ def test_a_name_that_is_present_again_and_then_deleted_is_unknown(notebook):
     assert "NameError" in notebook.run("model")
 
 
+@pytest.mark.slow
 def test_what_a_failed_cell_had_loaded_can_be_freed(notebook):
     """The error is not kept, and with it not the frames: on a machine with one memory a model would stay in it."""
     import gc
@@ -385,6 +386,7 @@ def shown(shell) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_every_other_cell_shows_what_it_shows_without_the_call(plain):
     cells_before = "import sys", "assert sys"  # as many as the second time
     for cell in cells_before:

@@ -16,6 +16,7 @@ import tables
 TEXT = tables.FILE.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_data_sheet_holds_what_make_tables_writes():
     assert tables.filled(TEXT) == TEXT, "data/README.md is out of date: run `make tables`"
 

@@ -48,6 +48,7 @@ def long_sentences(text: str) -> list[str]:
 # --- Form ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_grammars_write_the_shipped_bytes(tmp_path):
     grammar.write(tmp_path)
     ours = {path.relative_to(TINY / "text"): path.read_bytes() for path in (TINY / "text").rglob("*.txt")}
