@@ -1,9 +1,9 @@
 """What a forward asks of a machine, counted on shapes alone: operations, FLOPs, bytes moved, and the most that lives.
 
 A model is built on torch's meta device, where tensors have shapes and no bytes, and run there. Three short lengths and
-two depths are enough: every count but the peak is a polynomial of degree 2 at most in the length (exactly, at multiples
-of the scan's chunk) and grows by the same with every layer, so a long context of a deep model follows from them. A
-batch follows from two small ones.
+two or three shallow models are enough: every count but the peak is a polynomial of degree 2 at most in the length
+(exactly, at multiples of the scan's chunk) and grows by the same with every layer of a kind, so a long context of a
+deep model follows from them. A batch follows from two small ones.
 """
 
 import math
@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cache, partial
 from importlib import import_module
+from operator import mul
 from sys import maxsize
 from unittest.mock import patch
 
@@ -263,24 +264,27 @@ def training(name: str, tokens: int, batch: int = 1, dtype=torch.bfloat16, path:
 
 
 def _scaled(one, config, tokens: int, batch: int) -> tuple[Work, ...]:
-    """What one(depth, length, batch) counts, at any length, at the model's own depth, and at any batch."""
+    """What one(layers, length, batch) counts, at any length, with all of the model's layers, and at any batch."""
     chunk = getattr(config, "chunk_size", None)  # Mamba-2 fills its last chunk up: between two of them nothing grows
     lengths = tuple(n * chunk // 64 for n in LENGTHS) if chunk else LENGTHS
     if config.model_type in STATE_ONLY and not chunk:  # nothing is square: no attention, and no chunk after each other
         lengths = lengths[:2]
     at_batch = {}
     for few in (2, 3) if batch > 3 else (batch,):  # of one sequence some layouts are others
-        at_depth = {}
-        for depth in depths(config):
-            counted = [one(depth, length, few) for length in lengths]
-            phases = zip(*counted, strict=True)
-            at_depth[depth] = [through(dict(zip(lengths, works, strict=True)), tokens) for works in phases]
-        at_batch[few] = _along(at_depth, config.num_hidden_layers)
-    return tuple(_along(at_batch, batch))
+        shallow = []
+        for layers in layouts(config):
+            phases = zip(*[one(layers, length, few) for length in lengths], strict=True)
+            shallow.append([through(dict(zip(lengths, works, strict=True)), tokens) for works in phases])
+        times = layouts(config).values()
+        at_batch[few] = [_sum(works, times) for works in zip(*shallow, strict=True)]
+    return tuple(
+        through(dict(zip(at_batch, works, strict=True)), batch) for works in zip(*at_batch.values(), strict=True)
+    )
 
 
-def _along(points: dict[int, list[Work]], x: int) -> list[Work]:
-    return [through(dict(zip(points, works, strict=True)), x) for works in zip(*points.values(), strict=True)]
+def _sum(works: Iterable[Work], times: Iterable[int]) -> Work:
+    """Each work so many times, the peak too: with every layer of a kind it grows by the same."""
+    return Work(**{f.name: sum(map(mul, (getattr(work, f.name) for work in works), times)) for f in fields(Work)})
 
 
 def _path(name: str, path: str) -> str:
@@ -298,22 +302,30 @@ def experts(config) -> int:
     return next((number for name in names if (number := getattr(config, name, None))), 0)
 
 
-def depths(config) -> tuple[int, ...]:
-    """The numbers of layers at which a model is counted: two that differ by one period of its layers, or its own.
+Layers = int | tuple[str, ...]  # their number, or the kind of each
 
-    Its own too where the config names each layer, from which transformers takes their number.
+
+def layouts(config) -> dict[Layers, int]:
+    """Shallow models of the same kind, and how many times to count each, so that the sum is the model.
+
+    Two that differ by one period of its layers. Where the config names each layer, one that has each kind and ends as
+    the model does, and for each kind one with another layer of it before the others.
     """
-    if "layers_block_type" in vars(config):
-        return (config.num_hidden_layers,)
+    if kinds := vars(config).get("layers_block_type"):
+        few = (*dict.fromkeys(kinds), kinds[-1])  # at the last layer most lives
+        more = {(kind, *few): kinds.count(kind) - few.count(kind) for kind in dict.fromkeys(kinds)}
+        return {few: 1 - sum(more.values())} | more
     period = math.lcm(getattr(config, "attn_layer_period", 1), getattr(config, "expert_layer_period", 1))
     first = max(2, period) + getattr(config, "first_k_dense_replace", 0)
-    own = config.num_hidden_layers
-    return (first, first + period) if own > first + period and (own - first) % period == 0 else (own,)
+    periods, rest = divmod(config.num_hidden_layers - first, period)
+    if periods < 2 or rest:
+        return {config.num_hidden_layers: 1}
+    return {first: 1 - periods, first + period: periods}
 
 
 @cache
-def _generated(name: str, depth: int, length: int, batch: int, dtype, path: str, gpu: bool) -> tuple[Work, Work]:
-    model = _model(name, depth, dtype)
+def _generated(name: str, layers: Layers, length: int, batch: int, dtype, path: str, gpu: bool) -> tuple[Work, Work]:
+    model = _model(name, layers, dtype)
     ids = torch.ones((batch, length), dtype=torch.long, device="meta")
     shapes = Shapes()
     with torch.inference_mode(), running(model.config.model_type, path, gpu, shapes), shapes:
@@ -328,8 +340,8 @@ def _generated(name: str, depth: int, length: int, batch: int, dtype, path: str,
 
 
 @cache
-def _trained(name: str, depth: int, length: int, batch: int, dtype, path: str, gpu: bool) -> tuple[Work]:
-    model = _model.__wrapped__(name, depth, dtype).requires_grad_(False)
+def _trained(name: str, layers: Layers, length: int, batch: int, dtype, path: str, gpu: bool) -> tuple[Work]:
+    model = _model.__wrapped__(name, layers, dtype).requires_grad_(False)
     model.enable_input_require_grads()
     ids = torch.ones((batch, length), dtype=torch.long, device="meta")
     shapes = Shapes()
@@ -339,18 +351,21 @@ def _trained(name: str, depth: int, length: int, batch: int, dtype, path: str, g
 
 
 @cache
-def _model(name: str, depth: int, dtype):
+def _model(name: str, layers: Layers, dtype):
     from transformers import AutoModelForCausalLM
 
     kernels.by_device()
     config = published_config(name)
-    config.num_hidden_layers = depth
+    if isinstance(layers, int):
+        config.num_hidden_layers = layers
+    else:
+        config.layers_block_type = list(layers)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
 
 
 def through(points: dict[int, Work], x: int) -> Work:
-    """The polynomial through the work at some lengths, depths or batches, at another; the peak along the last two.
+    """The polynomial through the work at some lengths or batches, at another; the peak along the last two.
 
     Which moment has the peak can change with the length, so three peaks need not lie on one polynomial.
     """

@@ -100,9 +100,11 @@ def test_what_is_counted_on_shapes_is_what_a_model_does(path):
 
 @AND_SIBLINGS
 def test_a_long_context_of_a_deep_model_is_extrapolated_exactly(name):
-    """From three short lengths and two depths, at a length and the depth that a model has."""
+    """From three short lengths and shallow models, at a length and with the layers that a model has."""
     long = 2048 if name in NARROW else 1024  # beyond the lengths that are counted
-    own, path = published_config(name).num_hidden_layers, counting._path(name, "course")
+    named = vars(published_config(name)).get("layers_block_type")
+    own = tuple(named) if named else published_config(name).num_hidden_layers
+    path = counting._path(name, "course")
     direct = counting._generated(name, own, long, 1, torch.float32, path, False)
     counts = counting.count(name, long, dtype=torch.float32)
     config = published_config(name)
