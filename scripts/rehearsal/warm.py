@@ -17,6 +17,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from unittest.mock import patch
 
+import pandas
 from tqdm import tqdm
 
 from shared import notebooks
@@ -39,6 +40,7 @@ def process(env: dict[str, str]) -> Iterator[ProcessPoolExecutor]:
 def _import() -> None:
     for module in IMPORTED:
         importlib.import_module(module)
+    pandas.set_option("display.max_columns", 20)  # as in a kernel; outside of one it counts the terminal's columns
     tqdm.get_lock()  # made here once; a fork that made its own would leave a semaphore behind
 
 
@@ -50,11 +52,11 @@ def in_a_fork(function: Callable, *arguments):
 
 def execute(lab: str, folder: Path, numbers: dict, parameters: dict[str, str]) -> notebooks.Run:
     """`notebooks.execute` at scale full, on a kernel that is a fork of this process."""
-    return notebooks.execute(lab, "full", folder=folder, numbers=numbers, kernel=_forked(), **parameters)
+    return notebooks.execute(lab, "full", folder=folder, numbers=numbers, kernel=forked(), **parameters)
 
 
 @functools.cache
-def _forked() -> type:
+def forked() -> type:
     """The class of kernels that are forks of this process."""
 
     class Forked(notebooks.kernel_manager()):
