@@ -127,7 +127,7 @@ check_network() {
 
 install() {
     echo "Installing $*"
-    $python -m pip install "$@" ||
+    $python -m pip install --no-compile "$@" ||
         stop "pip could not install this (its message stands above); run the same command again, finished downloads are kept."
 }
 
@@ -186,6 +186,7 @@ else
     install "$torch"
 fi
 install -e ".${extra:+[$extra]}"
+$python -m compileall -qq -j 0 .venv/lib || : # on all cores; pip takes one. Files for other Pythons do not compile
 check_torch
 
 rm -rf .venv/tmp .venv/probe.log
