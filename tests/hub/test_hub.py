@@ -3,13 +3,14 @@
 import io
 import json
 import mmap
+import multiprocessing
 import os
 import re
 import shutil
-import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -108,6 +109,20 @@ def hub(published, configs):
     server.server_close()
 
 
+# A new process that has these from the start spares seconds. None of them reads what tests set in the environment: the
+# hub's clients, transformers and the course are imported anew in each process.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "torch._dynamo", "scipy.stats", "PIL.Image", "pandas", "pyarrow.dataset"])
+BEGIN = """
+import os
+os.environ.clear()
+os.environ.update({environment!r})
+os.chdir({folder!r})
+for descriptor, file in enumerate({written!r}, 1):
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+"""
+
+
 class Client:
     """A machine with caches of its own: `python(code)` runs the real clients there and returns what it printed."""
 
@@ -117,21 +132,29 @@ class Client:
         self.environment = {**keep, "HF_ENDPOINT": hub.address, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
         self.environment["COURSE_MODELS"] = str(hub.configs)
 
-    def start(self, *command, **options) -> subprocess.Popen:
+    def start(self, *command, **environment) -> subprocess.Popen:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=self.environment, cwd=files.ROOT, **pipes | options)
+        return subprocess.Popen(command, env=self.environment | environment, cwd=files.ROOT, **pipes)
+
+    def fork(self, code: str, **environment):
+        """A process of FORKS that does this, and the two files with what it says on stdout and on stderr."""
+        written = [tempfile.mkstemp(dir=self.home.parent)[1] for _ in range(2)]
+        begin = BEGIN.format(environment=self.environment | environment, folder=str(files.ROOT), written=written)
+        process = FORKS.Process(target=exec, args=(begin + code, {"__name__": "__main__"}), daemon=True)
+        process.start()
+        return process, *map(Path, written)
 
     def python(self, code: str, prefix=(), **environment) -> list[str]:
-        done = subprocess.run(
-            [*prefix, sys.executable, "-c", code],
-            env=self.environment | environment,
-            cwd=files.ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout.splitlines()
+        if prefix:
+            run = self.start(*prefix, sys.executable, "-c", code, **environment)
+            said, beside = run.communicate(timeout=120)
+            assert run.returncode == 0, said + beside
+        else:
+            process, *written = self.fork(code, **environment)
+            process.join(120)
+            said, beside = (file.read_text() for file in written)
+            assert process.exitcode == 0, said + beside
+        return said.splitlines()
 
     def make(self, *arguments) -> subprocess.CompletedProcess:
         command = ["make", "--no-print-directory", *arguments]
@@ -155,6 +178,14 @@ try:
     print("gave", {0})
 except CourseError as error:
     print(type(error).__name__, error)
+"""
+
+
+# As the command line, with arguments.
+PROGRAM = """
+import runpy, sys
+sys.argv[1:] = {0!r}
+runpy.run_path("scripts/hub.py", run_name="__main__")
 """
 
 
@@ -289,9 +320,10 @@ def test_a_disk_that_cannot_be_written_is_no_small_disk(client, tmp_path):
 
 def test_the_room_for_several_is_not_looked_for_where_no_folder_can_be_made(client):
     client.environment["HF_HOME"] = "/proc/x"
-    done = client.start(sys.executable, "scripts/hub.py", "fetch", "--lab", "2.4.6")
-    said, beside = done.communicate(timeout=60)
-    assert done.returncode == 1 and said == "" and one_sentence(f"Missing {beside.strip()}"), beside
+    process, *written = client.fork(PROGRAM.format(["fetch", "--lab", "2.4.6"]))
+    process.join(60)
+    said, beside = (file.read_text() for file in written)
+    assert process.exitcode == 1 and said == "" and one_sentence(f"Missing {beside.strip()}"), beside
     assert "cannot be made" in beside and "too small" not in beside
 
 
@@ -385,7 +417,7 @@ LOAD_ONE = "len(__import__('shared.models').models.load('mamba-130m', device='cp
 
 
 def test_a_checkpoint_without_its_tokenizer_is_not_complete_and_is_made_whole_again(hub, client):
-    assert attempt(client, LOAD_ONE) == "gave 1024"
+    attempt(client, "fetch.fetch('mamba-130m')")
     (file,) = client.home.rglob("tokenizer.json")
     file.unlink()
     file.resolve().unlink(missing_ok=True)
@@ -398,7 +430,7 @@ def test_a_checkpoint_without_its_tokenizer_is_not_complete_and_is_made_whole_ag
 def test_a_tokenizer_of_another_model_is_named_and_a_new_download_mends_it(hub, client, tmp_path):
     from tokenizers import Tokenizer, models
 
-    assert attempt(client, LOAD_ONE) == "gave 1024"
+    attempt(client, "fetch.fetch('mamba-130m')")
     (file,) = client.home.rglob("tokenizer.json")
     file.unlink()
     Tokenizer(models.WordLevel({"one": 0, "two": 1}, unk_token="one")).save(str(file))
@@ -411,7 +443,7 @@ def test_a_tokenizer_of_another_model_is_named_and_a_new_download_mends_it(hub, 
 
 
 def test_a_checkpoint_of_another_width_is_named_although_its_own_files_agree(hub, client, tmp_path, monkeypatch):
-    assert attempt(client, LOAD_ONE) == "gave 1024"
+    attempt(client, "fetch.fetch('mamba-130m')")
     monkeypatch.setitem(SMALL, "mamba", SMALL["mamba"] | {"hidden_size": 16})
     write(tmp_path / "narrow", "mamba")
     (file,) = client.home.rglob("model.safetensors")
@@ -569,17 +601,14 @@ def test_make_fetch_killed_at_any_moment_goes_on_with_the_interrupted_file_alone
         files[f"model-extra-{number}.safetensors"] = os.urandom(500_000)
     hub.pause, kills = 0.02, 0
     for _ in range(3):  # the moments differ from seed to seed and from try to try
-        fetching = client.start(
-            sys.executable, "scripts/hub.py", "fetch", "--name", "mamba-2.8b", start_new_session=True
-        )
+        fetching, *_ = client.fork(PROGRAM.format(["fetch", "--name", "mamba-2.8b"]))
         before = len(hub.asked)
-        while not any("resolve" in path for _, path, _ in hub.asked[before:]) and fetching.poll() is None:
+        while not any("resolve" in path for _, path, _ in hub.asked[before:]) and fetching.is_alive():
             time.sleep(0.01)
         time.sleep(0.1 + 0.2 * seed)
-        if fetching.poll() is None:
-            kills += 1
-        fetching.send_signal(signal.SIGKILL)
-        fetching.wait()
+        kills += fetching.is_alive()
+        fetching.kill()
+        fetching.join()
     assert kills, "it was over before the first kill: nothing was tested"
     hub.pause = 0
     done = client.make("fetch", "NAME=mamba-2.8b")
@@ -741,7 +770,8 @@ def test_make_fetch_gets_what_a_lab_needs_and_everything_works_offline_afterward
     load = "from shared import models; print(models.load('mamba-1.4b', device='cpu')[0].config.model_type)"
     assert client.python(load, **offline) == ["mamba"]
     asked = len(hub.asked)
-    assert client.make("fetch", "LAB=2.4.6", "SCALE=full").returncode == 0 and len(hub.asked) == asked
+    again = client.python(PROGRAM.format(["fetch", "--lab", "2.4.6", "--scale", "full"]))
+    assert again == done.stdout.splitlines() and len(hub.asked) == asked
 
 
 @pytest.mark.parametrize(
@@ -765,13 +795,11 @@ import sys
 sys.path.insert(0, "scripts")
 import hub as command
 command.files.free = lambda folder: 3 * 10**9  # more than the data set, less than the models
-print(command.main(["fetch", "--lab", "2.4.6"]))
+sys.exit(command.main(["fetch", "--lab", "2.4.6"]))
 """
-    published_sizes = {**client.environment, "COURSE_MODELS": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=published_sizes, cwd=files.ROOT, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "1" and re.search(r"too small for mamba-1.4b, .*and 3 GB are free", done.stderr)
+    process, _, beside = client.fork(code, COURSE_MODELS="")  # with the published sizes
+    process.join(60)
+    assert process.exitcode == 1 and re.search(r"too small for mamba-1.4b, .*and 3 GB are free", beside.read_text())
     assert not [path for _, path, _ in hub.asked if "/api/" in path or "/resolve/" in path]
 
 

@@ -37,6 +37,7 @@ def compare(model_type: str) -> None:
     config = shrunk(model_type)
     size = sizes.of_config(config, torch.bfloat16)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    assert all(kept < TOKENS[-1] for kept, _ in size.windows), model_type
     for tokens in TOKENS:
         held = real_cache(model, tokens)
         windows = sum(min(tokens, kept) * per_token for kept, per_token in size.windows)
@@ -82,6 +83,8 @@ LEFT_OUT = {
 def test_every_causal_model_of_transformers_is_counted_right_or_refused_with_its_name(capsys):
     left_out = {}
     for model_type in CAUSAL:
+        if model_type in KINDS:
+            continue  # the test above has each of them
         try:
             compare(model_type)
         except AssertionError:
