@@ -28,17 +28,17 @@ IMPORTED += ["shared.kits.finetune", "shared.kits.lab", "shared.kits.tasks"]
 
 
 @contextmanager
-def process(env: dict[str, str]) -> Iterator[ProcessPoolExecutor]:
+def process(env: dict[str, str], imported: list[str] = IMPORTED) -> Iterator[ProcessPoolExecutor]:
     """A process with these variables, from the start, that does what is submitted to it, one after another."""
     with patch.dict(os.environ, env, clear=True):
-        worker = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _import)
+        worker = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _import, (imported,))
         worker.submit(os.getpid).result()  # so that it has started
     with worker:
         yield worker
 
 
-def _import() -> None:
-    for module in IMPORTED:
+def _import(modules: list[str]) -> None:
+    for module in modules:
         importlib.import_module(module)
     pandas.set_option("display.max_columns", 20)  # as in a kernel; outside of one it counts the terminal's columns
     tqdm.get_lock()  # made here once; a fork that made its own would leave a semaphore behind

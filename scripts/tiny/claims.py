@@ -193,6 +193,8 @@ class Dispatch:
 def dispatch(model: torch.nn.Module, documents: list[list[int]], batch: int = 32) -> Dispatch:
     """Count what is really dispatched, by a pre-hook on every module named `experts` (hidden, top_k_index, weights)."""
     modules = [module for name, module in model.named_modules() if name.split(".")[-1] == "experts"]
+    if not modules:
+        return Dispatch([])
     counts: list = [[] for _ in modules]
     rows: dict = {}
 

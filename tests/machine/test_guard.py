@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -242,16 +243,16 @@ def work():
     {wait}
 work()
 """
+NOTEBOOK = "/course/labs/lab-2.4.9-played.ipynb"
 RSS = "int(open('/proc/self/statm').read().split()[1]) * 4096"
 
 
-@pytest.fixture
-def kernel(tmp_path, monkeypatch):
-    """A fresh Jupyter kernel; `kernel.run(code)` gives what a notebook's cell would show."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(files.ROOT))
-    monkeypatch.setenv("JPY_SESSION_NAME", "/course/labs/lab-2.4.9-played.ipynb")
-    manager, client = start_new_kernel(kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=40"])
+@contextmanager
+def started():
+    """A Jupyter kernel; `kernel.run(code)` gives what a notebook's cell would show."""
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(files.ROOT), "JPY_SESSION_NAME": NOTEBOOK}
+    options = {"extra_arguments": ["--IPKernelApp.log_level=40"], "env": os.environ | env}
+    manager, client = start_new_kernel(kernel_name="python3", **options)
 
     def run(code, while_running=lambda: None):
         shown, error = [], None
@@ -271,6 +272,13 @@ def kernel(tmp_path, monkeypatch):
     yield SimpleNamespace(run=run, pid=manager.provisioner.pid)
     client.stop_channels()
     manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    """One for all tests of the watchdog, which live on in it as a student's cells do; each begins with `SETUP`."""
+    with started() as its:
+        yield its
 
 
 def meminfo(path: Path, available: float, swap: float = 16 * GB) -> None:
@@ -397,8 +405,11 @@ def slow(*args, real=timing.generation, **options):
 timing.generation = slow
 rows = list(timing.sweep(model, data.random_tokens(1024, [8, 16, 32]), new_tokens=3, repeats=1, warmup=1))
 """
-    load = "from shared import data, models, timing\nmodel, _ = models.load('tiny/mamba', device='cpu')\n"
-    kernel.run(load + SETUP.format(file=str(file)))
+    load = "from shared import data, models, timing\nfrom shared.machine import pool\n"
+    load += "pool.is_unified = lambda device=None: False  # played by others before, and a load would ask CUDA\n"
+    load += "model, _ = models.load('tiny/mamba', device='cpu')\n"
+    _, error = kernel.run(load + SETUP.format(file=str(file)))
+    assert error is None, error
     _, error = kernel.run(code, while_running=lambda: meminfo(file, 3 * GB))
     assert error is None, error
     shown, _ = kernel.run("print([(row['tokens'], row['status']) for row in rows])")
@@ -408,10 +419,17 @@ rows = list(timing.sweep(model, data.random_tokens(1024, [8, 16, 32]), new_token
 # ------------------------------------------------------------------------------------------------- who holds memory
 
 
-def test_another_notebooks_kernel_is_named_with_its_path_and_bytes(kernel, tmp_path, monkeypatch):
+@pytest.fixture
+def fresh_kernel():
+    with started() as its:
+        yield its
+
+
+def test_another_notebooks_kernel_is_named_with_its_path_and_bytes(fresh_kernel, tmp_path, monkeypatch):
+    kernel = fresh_kernel
     kernel.run("import numpy; held = numpy.ones(25_000_000)")  # 200 MB
     (found,) = [k for k in holders.others() if k[1] == kernel.pid]
-    assert found[0] == "/course/labs/lab-2.4.9-played.ipynb" and 200e6 < found[2] < 600e6
+    assert found[0] == NOTEBOOK and 200e6 < found[2] < 600e6
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\necho '{kernel.pid}, 1000'\necho '{os.getpid()}, 7'\necho '12, [N/A]'\n")
     tool.chmod(0o755)

@@ -5,17 +5,23 @@ No GPU was here: kernels are stand-ins. What is real: transformers' choice, the 
 command line, which a recording nvcc takes.
 """
 
+import functools
 import inspect
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+import traceback
+from contextlib import redirect_stdout
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import stub_kernels
 from kernels import verify
+from rehearsal import warm
 
 from shared.files import ROOT
 from shared.machine import kernels
@@ -28,6 +34,28 @@ pytestmark = pytest.mark.slow
 def python(code: str, path="", **env) -> subprocess.CompletedProcess:
     env = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
+
+
+def does(code: str, path: str, env: dict[str, str]) -> tuple[str, str]:
+    """What code prints that has this folder on its path, and its traceback."""
+    os.environ.update(env, PYTHONPATH=path)  # also for a process that it starts
+    sys.path.insert(0, path)
+    modelling = [name for name in sys.modules if "mamba" in name or "jamba" in name]
+    assert modelling == [], "too late: transformers looks for kernels when these are imported"
+    with redirect_stdout(io.StringIO()) as out:
+        try:
+            exec(code, {})
+        except Exception:
+            return out.getvalue(), traceback.format_exc()
+    return out.getvalue(), ""
+
+
+@pytest.fixture(scope="module")
+def forked():
+    """`does` in a fork of a process that has imported the large part of torch and transformers, and no kernels."""
+    imported = ["transformers.generation.utils", "transformers.modeling_layers", "transformers.integrations"]
+    with warm.process({**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, imported) as worker:
+        yield lambda code, path="", **env: worker.submit(warm.in_a_fork, does, code, str(path), env).result()
 
 
 # What the labs do with Mamba and Jamba: load, generate, score, continue a cache, time the library's scan, train.
@@ -64,11 +92,11 @@ print(found)
 
 
 @pytest.fixture(scope="module")
-def without():
+def without(forked):
     """What a course without kernels gives."""
-    done = python(USE)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    said, problem = forked(USE)
+    assert not problem
+    return said
 
 
 def test_with_kernels_installed_the_cpu_gives_the_same_results_by_the_same_path(tmp_path, without):
@@ -93,28 +121,25 @@ with torch.no_grad():
 """
 
 
-def test_with_kernels_installed_the_other_families_have_the_same_sizes_and_run_on_the_cpu(tmp_path):
-    without, with_kernels = python(OTHERS), python(OTHERS, stub_kernels(tmp_path))
-    assert with_kernels.returncode == 0, with_kernels.stderr
-    assert with_kernels.stdout == without.stdout and with_kernels.stdout.count("ModelSize") == 5
+def test_with_kernels_installed_the_other_families_have_the_same_sizes_and_run_on_the_cpu(tmp_path, forked):
+    without, with_kernels = forked(OTHERS), forked(OTHERS, stub_kernels(tmp_path))
+    assert with_kernels == without and without[0].count("ModelSize") == 5 and without[1] == ""
 
 
-def test_without_the_remedy_the_stub_crashes_as_the_real_kernels_do(tmp_path):
+def test_without_the_remedy_the_stub_crashes_as_the_real_kernels_do(tmp_path, forked):
     """Otherwise the test above would show nothing."""
-    done = python(
-        "from shared.machine import kernels\nkernels.by_device = lambda *models: None\n" + USE, stub_kernels(tmp_path)
-    )
-    assert "RuntimeError: a CUDA kernel got a CPU tensor" in done.stderr
+    code = "from shared.machine import kernels\nkernels.by_device = lambda *models: None\n" + USE
+    assert "RuntimeError: a CUDA kernel got a CPU tensor" in forked(code, stub_kernels(tmp_path))[1]
 
 
-def test_a_broken_build_leaves_the_reference_and_is_called_broken(tmp_path):
+def test_a_broken_build_leaves_the_reference_and_is_called_broken(tmp_path, forked):
     stub_kernels(tmp_path, "raise ImportError('selective_scan_cuda.so: undefined symbol: _ZN3c104cuda')\n")
-    done = python(
+    said, _ = forked(
         "from shared import models\nfrom shared.machine import kernels\n"
         "print(models.path(models.load('tiny/mamba', device='cpu')[0]))\nprint(*kernels.status())",
         tmp_path,
     )
-    assert done.stdout.splitlines() == [
+    assert said.splitlines() == [
         "reference",
         "broken ImportError: selective_scan_cuda.so: undefined symbol: _ZN3c104cuda",
     ]
@@ -144,12 +169,12 @@ print((found, paths))
 """
 
 
-def test_a_gpu_gets_the_kernel_and_a_cpu_the_reference_unless_the_kernels_are_off(tmp_path):
+def test_a_gpu_gets_the_kernel_and_a_cpu_the_reference_unless_the_kernels_are_off(tmp_path, forked):
     library = "transformers.models.mamba.modeling_mamba"
-    found, paths = eval(python(CHOICE, stub_kernels(tmp_path)).stdout)
+    found, paths = eval(forked(CHOICE, stub_kernels(tmp_path))[0])
     assert paths == ["kernel", "reference"]
     assert all(cpu == library and gpu.split(".")[0] in kernels.PACKAGES for gpu, cpu in found.values())
-    found, paths = eval(python(CHOICE, tmp_path, MAMBA_KERNELS="off").stdout)
+    found, paths = eval(forked(CHOICE, tmp_path, MAMBA_KERNELS="off")[0])
     assert paths == ["reference", "reference"]
     assert set(map(tuple, found.values())) == {(library, library)}
 
@@ -157,6 +182,7 @@ def test_a_gpu_gets_the_kernel_and_a_cpu_the_reference_unless_the_kernels_are_of
 # ---- do they compute the right thing ----------------------------------------------------------------------------
 
 
+@functools.cache
 def reference() -> dict:
     """The library's own code in the kernels' place, and a whole mixer in that of the fused one, which it lacks."""
     from transformers.models.mamba import modeling_mamba as library
@@ -174,11 +200,8 @@ def reference() -> dict:
     return {**functions, "mamba_inner_fn": inner}
 
 
-REFERENCE = reference()
-
-
 def test_the_reference_passes_as_a_kernel_with_room_to_spare():
-    checks = verify.verify("cpu", 70, REFERENCE)
+    checks = verify.verify("cpu", 70, reference())
     assert {(check.name, check.dtype) for check in checks} == {
         (name, dtype) for name in kernels.FUNCTIONS for dtype in ("float32", "bfloat16")
     }
@@ -192,7 +215,7 @@ def test_what_the_library_lacks_is_left_out_and_not_called_right():
 
 def changed(name, change):
     """The reference of this name with something wrong."""
-    right = REFERENCE[name]
+    right = reference()[name]
 
     def wrong(*args, **kwargs):
         return change(right, *args, **kwargs)
@@ -291,9 +314,8 @@ def test_a_wrong_kernel_is_found_in_both_dtypes(name, change, worst):
         assert check.passed or (check.worst.startswith(worst) and check.error > 2 * verify.TOLERANCE[check.dtype])
 
 
-def test_verification_prints_json():
-    done = python(
-        "import runpy, sys\nsys.argv[1:] = ['--device', 'cpu', '--length', '9']\n"
-        "runpy.run_path('scripts/kernels/verify.py', run_name='__main__')"
-    )
-    assert {check["name"] for check in json.loads(done.stdout)} == set(kernels.FUNCTIONS) - {"mamba_inner_fn"}
+def test_verification_prints_json(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["verify.py", "--device", "cpu", "--length", "9"])
+    runpy.run_path(str(ROOT / "scripts/kernels/verify.py"), run_name="__main__")
+    checks = json.loads(capsys.readouterr().out)
+    assert {check["name"] for check in checks} == set(kernels.FUNCTIONS) - {"mamba_inner_fn"}

@@ -3,12 +3,14 @@ real. Nobody has run it on a DGX Spark yet."""
 
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,15 +76,36 @@ def spark(spark, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def here() -> SimpleNamespace:
-    """What `make doctor` prints on this machine, without a network, as a page and as JSON."""
+def libraries(tmp_path_factory):
+    """A folder with a cuDNN, as CUDA's own packages or an older tutorial leave one, and a folder without."""
+    folder = tmp_path_factory.mktemp("libraries")
+    (folder / "cudnn").mkdir()
+    (folder / "cudnn/libcudnn_graph.so.9").touch()
+    (folder / "others").mkdir()
+    (folder / "others/libother.so").touch()
+    return folder / "cudnn", folder / "others"
+
+
+def make_doctor(*arguments: str) -> subprocess.CompletedProcess:
+    """`make doctor` without a network."""
     env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    command = ["make", "--no-print-directory", "doctor", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def here(libraries) -> SimpleNamespace:
+    """What `make doctor` prints on this machine, and what it says as JSON with a foreign cuDNN on the path."""
     before = os.times().children_user
-    done = subprocess.run(["make", "--no-print-directory", "doctor"], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = make_doctor()
     spent = os.times().children_user - before
-    asked = subprocess.run(["make", "-s", "doctor", "JSON=yes"], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == asked.returncode == 0, done.stderr + asked.stderr
-    return SimpleNamespace(text=done.stdout, facts=json.loads(asked.stdout), seconds=spent)
+    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+        patch.setenv("LD_LIBRARY_PATH", f"{libraries[1]}:{libraries[0]}::/nowhere")
+        with redirect_stderr(io.StringIO()) as warned:
+            assert page.main(["--json=yes"]) == 0
+    facts = json.loads(out.getvalue())
+    return SimpleNamespace(text=done.stdout, facts=facts, warned=warned.getvalue(), seconds=spent)
 
 
 def test_the_page_has_every_part_fits_the_terminal_and_takes_seconds(here):
@@ -101,6 +124,7 @@ def test_json_has_the_facts_of_the_page(here):
     assert {(row["lab"], row["scale"]) for row in facts["labs"]} == {
         (lab, scale) for lab in notebooks.labs() for scale in notebooks.SCALES
     }
+    assert "JSON=perhaps" in make_doctor("JSON=perhaps").stderr  # so make hands it on
 
 
 def test_every_no_comes_with_the_command_that_changes_it(here):
@@ -136,8 +160,8 @@ def test_minutes_are_those_of_the_last_run_here(tmp_path, monkeypatch):
 
 def test_scale_full_has_the_time_and_the_memory_of_its_plan(tmp_path, monkeypatch):
     device = {"name": None, "why": "PyTorch sees no NVIDIA GPU", "change": "take a machine with one"}
-    made = plans.lab("2.4.5", plans.default_settings("2.4.5"), on=forecast.SPARK)
-    row = facts.full("2.4.5", device)
+    made = plans.lab("2.4.1", plans.default_settings("2.4.1"), on=forecast.SPARK)
+    row = facts.full("2.4.1", device)
     assert (row["forecast_for"], row["forecast_seconds"]) == ("DGX Spark", made.seconds)
     text = "\n".join(page.lab_lines([row]))
     assert memory.human(made.peak_bytes) in text and f"{plans.duration(made.seconds)}, computed" in text
@@ -311,28 +335,13 @@ def test_little_memory_is_a_no_at_scale_tiny(tmp_path, monkeypatch):
 ABORTS = "import os\nos.abort()\n"
 
 
-def asked_with(path: str, tmp_path, *arguments: str, torch_aborts: bool = False) -> subprocess.CompletedProcess:
-    """`make doctor`'s program with this LD_LIBRARY_PATH, and with a torch that dies at import as a real one may."""
-    (tmp_path / "fake/torch").mkdir(parents=True)
-    (tmp_path / "fake/torch/__init__.py").write_text(ABORTS)
-    python_path = os.pathsep.join([*([str(tmp_path / "fake")] if torch_aborts else []), str(ROOT)])
-    env = {**os.environ, "LD_LIBRARY_PATH": path, "PYTHONPATH": python_path}
-    command = [sys.executable, str(ROOT / "scripts/doctor.py"), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-
-
-@pytest.fixture
-def libraries(tmp_path):
-    """A folder with a cuDNN, as CUDA's own packages or an older tutorial leave one, and a folder without."""
-    (tmp_path / "cudnn").mkdir()
-    (tmp_path / "cudnn/libcudnn_graph.so.9").touch()
-    (tmp_path / "others").mkdir()
-    (tmp_path / "others/libother.so").touch()
-    return tmp_path / "cudnn", tmp_path / "others"
-
-
 def test_a_foreign_cudnn_is_named_with_its_remedy_before_torch_dies_of_it(libraries, tmp_path):
-    done = asked_with(f"{libraries[0]}", tmp_path, torch_aborts=True)
+    """As a real one may: at import."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text(ABORTS)
+    env = {**os.environ, "LD_LIBRARY_PATH": str(libraries[0]), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, ROOT / "scripts/doctor.py"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == -signal.SIGABRT
     said = " ".join(done.stdout.split())
     assert said == (
@@ -341,22 +350,20 @@ def test_a_foreign_cudnn_is_named_with_its_remedy_before_torch_dies_of_it(librar
     )
 
 
-def test_other_entries_of_the_path_stay_and_the_page_follows_where_torch_lives(libraries, tmp_path):
-    done = asked_with(f"{libraries[1]}:{libraries[0]}::/nowhere", tmp_path, "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["gpu"]["foreign_cudnn"]
-    assert found["change"] == f"export LD_LIBRARY_PATH={libraries[1]}:/nowhere" and found["change"] in done.stderr
+def test_other_entries_of_the_path_stay_and_the_page_follows_where_torch_lives(libraries, here):
+    found = here.facts["gpu"]["foreign_cudnn"]
+    assert found["change"] == f"export LD_LIBRARY_PATH={libraries[1]}:/nowhere" and found["change"] in here.warned
     assert str(libraries[0]) in found["why"]
 
 
-def test_no_cudnn_on_the_path_or_this_environments_own_is_not_named(libraries, tmp_path, monkeypatch):
+def test_no_cudnn_on_the_path_or_this_environments_own_is_not_named(libraries, monkeypatch):
     monkeypatch.setenv("LD_LIBRARY_PATH", f"{libraries[1]}:/nowhere")
     assert page.foreign_cudnn() is None
     monkeypatch.delenv("LD_LIBRARY_PATH")
     assert page.foreign_cudnn() is None
     monkeypatch.setenv("LD_LIBRARY_PATH", str(libraries[0]))
     assert page.foreign_cudnn() is not None
-    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", str(libraries[0].parent))
     assert page.foreign_cudnn() is None
 
 

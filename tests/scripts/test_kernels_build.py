@@ -166,13 +166,15 @@ def test_a_full_disk_is_named(toolchain, tmp_path, monkeypatch):
 
 # ---- a build ----------------------------------------------------------------------------------------------------
 
-# A machine with a Spark's GPU, as far as torch answers: Python reads this when it starts.
+# A machine with a Spark's GPU, as far as torch answers: Python reads this when it starts. pip asks torch nothing.
 SPARK = """
-import torch
-torch.version.cuda = "13.0"
-torch.cuda.is_available = torch.cuda._is_compiled = lambda: True
-torch.cuda.get_device_capability = lambda *device: (12, 1)
-torch.cuda.get_device_name = lambda *device: "NVIDIA GB10"
+import sys
+if sys.orig_argv[1:3] != ["-m", "pip"]:
+    import torch
+    torch.version.cuda = "13.0"
+    torch.cuda.is_available = torch.cuda._is_compiled = lambda: True
+    torch.cuda.get_device_capability = lambda *device: (12, 1)
+    torch.cuda.get_device_name = lambda *device: "NVIDIA GB10"
 """
 
 
@@ -215,18 +217,17 @@ def published(tmp_path_factory):
     """The sources of both packages as PyPI has them."""
     folder = tmp_path_factory.mktemp("published")
     env = {**os.environ, "CAUSAL_CONV1D_SKIP_CUDA_BUILD": "TRUE", "MAMBA_SKIP_CUDA_BUILD": "TRUE"}
-    for requirement in script_sources():
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "pip", "download", "--no-binary", ":all:", "--no-deps", "--no-build-isolation"),
-                *("--retries", "1", "--timeout", "30", "--dest", folder, requirement),
-            ],
-            capture_output=True,
-            text=True,
-            env=env,
-        )
-        if done.returncode:
-            pytest.skip(f"{requirement} cannot be fetched here: {done.stderr.strip().splitlines()[-1]}")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "download", "--no-binary", ":all:", "--no-deps", "--no-build-isolation"),
+            *("--retries", "1", "--timeout", "30", "--dest", folder, *script_sources()),
+        ],
+        capture_output=True,
+        text=True,
+        env=env,
+    )
+    if done.returncode:
+        pytest.skip(f"the sources cannot be fetched here: {done.stderr.strip().splitlines()[-1]}")
     return folder
 
 
@@ -294,24 +295,28 @@ def sdist(folder, requirement: str, files: dict[str, str]) -> None:
         tar.add(folder / stem, stem)
 
 
-# The library's own code under the packages' names; copied, since its module would give it away as the library's.
+# The library's own code under the packages' names; copied, since its module would give it away as the library's. It is
+# copied at the first call, so that what only imports a package need not wait for torch.
 COPY = """
-import inspect, textwrap, types
-import torch
-import torch.nn.functional as F
-from transformers.activations import ACT2FN
+import functools
 
-def copied(name):
+@functools.cache
+def library(name):
     import importlib.util
     from pathlib import Path
+    import torch
+    from transformers.activations import ACT2FN
     path = Path(importlib.util.find_spec("transformers").origin).parent / "models/mamba/modeling_mamba.py"
     text = path.read_text()
     text = text[text.index(f"def {name}("):]
     text = text[: text.index("\\n\\n\\n")]
-    space = {"torch": torch, "F": F, "ACT2FN": ACT2FN, "__name__": __name__, "nn": torch.nn,
+    space = {"torch": torch, "F": torch.nn.functional, "ACT2FN": ACT2FN, "__name__": __name__, "nn": torch.nn,
              "is_torch_greater_or_equal": lambda v: False, "is_mambapy_available": lambda: False}
     exec(text, space)
     return space[name]
+
+def copied(name):
+    return lambda *args, **options: library(name)(*args, **options)
 """
 INNER = """
 def mamba_inner_fn(xz, weight, bias, x_proj, dt_proj, out_proj, out_bias, A, B, C, D, delta_bias, delta_softplus):
@@ -319,7 +324,7 @@ def mamba_inner_fn(xz, weight, bias, x_proj, dt_proj, out_proj, out_bias, A, B, 
     x = copied("causal_conv1d_fn")(x, weight[:, 0], bias, "silu")
     delta, B, C = (x_proj @ x).split([dt_proj.shape[1], A.shape[1], A.shape[1]], 1)
     y = selective_scan_fn(x, dt_proj @ delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=True)
-    return F.linear(y.transpose(1, 2).to(xz.dtype), out_proj)
+    return y.transpose(1, 2).to(xz.dtype) @ out_proj.T
 """
 
 
@@ -347,6 +352,7 @@ def small(builder, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     monkeypatch.setattr(builder, "SOURCES", builder.SOURCES[:2])
+    (builder.HOME / "tools/sitecustomize.py").unlink()  # their setup.py asks torch nothing
     (builder.HOME / "tools/bin/ninja").unlink(missing_ok=True)
     (builder.HOME / "tools/bin/ninja").touch()
     for requirement, files in zip(builder.SOURCES, package_files().values(), strict=True):

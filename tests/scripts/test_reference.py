@@ -154,11 +154,32 @@ def finished(process: subprocess.Popen) -> str:
     return out
 
 
-def running(copy, process: subprocess.Popen) -> None:
-    """Wait until a point is being measured."""
-    while not list(copy.rglob("*.running")):
+@pytest.fixture
+def begun_here(copy, monkeypatch, capfd):
+    """The program with this process as its first one, which spares the import; parts run in the copy, in their own."""
+    monkeypatch.setenv("PYTHONPATH", str(copy))
+    monkeypatch.setenv("COURSE_BUILD", str(copy / "build"))
+    monkeypatch.setattr(files, "BUILD", copy / "build")
+    monkeypatch.setattr(reference, "FOLDER", copy / "data/reference")
+    monkeypatch.setattr(speed, "__file__", str(copy / "scripts/reference/speed.py"))
+
+    def begun(*arguments) -> tuple[int, str]:
+        code = speed.main(["--scale", "tiny", *arguments])
+        return code, "".join(capfd.readouterr())
+
+    return begun
+
+
+def measured(copy) -> dict:
+    """The points that are kept, and when each was written."""
+    return {file: file.stat().st_mtime_ns for file in copy.glob("build/reference/*/*/*.json")}
+
+
+def running(copy, process: subprocess.Popen, after: int = 0) -> None:
+    """Wait until a point is being measured, after so many others."""
+    while not list(copy.glob("build/reference/*/*/*.running")) or len(measured(copy)) < after:
         assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 def written(copy, folder="data/reference") -> list[dict]:
@@ -168,18 +189,16 @@ def written(copy, folder="data/reference") -> list[dict]:
 
 def test_a_run_that_is_cut_short_goes_on_where_it_was(copy):
     stopped = start(copy, "--part", "hybrid")
-    running(copy, stopped)
+    running(copy, stopped, after=1)
     os.killpg(stopped.pid, signal.SIGINT)  # as Ctrl-C does
     out, _ = stopped.communicate(timeout=60)
     assert stopped.returncode == 130 and "the same command goes on" in out and "Traceback" not in out
     assert not list(copy.rglob("*.running"))
 
+    (before,) = measured(copy).items()
     total = sum(map(len, points.plan("tiny", torch.cuda.is_available()).values()))
     assert f"2 of {total} points are measured" in finished(start(copy, "--part", "hybrid"))
-    files = {file: file.stat().st_mtime_ns for file in copy.glob("build/reference/*/*/*.json")}
-    assert len(files) == 2
-    finished(start(copy, "--part", "hybrid"))
-    assert {file: file.stat().st_mtime_ns for file in files} == files  # measured once
+    assert len(measured(copy)) == 2 and before in measured(copy).items()  # measured once
 
     shapes = {row["layers"]: row for row in written(copy)}
     for layers, row in shapes.items():
@@ -237,7 +256,7 @@ def test_no_point_begins_after_the_deadline(monkeypatch, tmp_path):
     )
 
 
-def test_a_point_that_kills_its_process_is_not_tried_again(copy):
+def test_a_point_that_kills_its_process_is_not_tried_again(copy, begun_here):
     file = copy / f"data/reference/{reference.slug()}.json"
     content = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps(content | {"full": "of another day"}))
@@ -245,8 +264,8 @@ def test_a_point_that_kills_its_process_is_not_tried_again(copy):
     running(copy, process)
     (worker,) = psutil.Process(process.pid).children()
     worker.suspend()
-    second = start(copy, "--part", "large")  # the point is being measured: that is no reason to give it up
-    assert "Another `make reference` is at work" in second.communicate(timeout=60)[0] and second.returncode == 1
+    code, said = begun_here("--part", "large")  # the point is being measured: that is no reason to give it up
+    assert "Another `make reference` is at work" in said and code == 1
     worker.kill()  # as the kernel does where memory has run out
     finished(process)
     (row,) = [row for row in written(copy) if row["part"] == "large"]
@@ -254,28 +273,27 @@ def test_a_point_that_kills_its_process_is_not_tried_again(copy):
     assert json.loads(file.read_text())["full"] == "of another day"  # what was there before stays
 
 
-def test_an_error_ends_its_part_and_the_next_call_tries_again(copy):
+def test_an_error_ends_its_part_and_the_next_call_tries_again(copy, begun_here):
     broken = copy / "shared" / "scan.py"
     text = broken.read_text()
     broken.write_text(text + "\n\ndef in_transformers():\n    raise RuntimeError('not today')\n")
-    process = start(copy, "--part", "mixtures")
-    out, _ = process.communicate(timeout=300)
+    code, out = begun_here("--part", "mixtures")
     broken.write_text(text)
-    assert process.returncode == 1 and "not today" in out and "Not to the end: mixtures" in out
+    assert code == 1 and "not today" in out and "Not to the end: mixtures" in out
     assert not list(copy.rglob("*.running"))
 
 
-def test_a_part_whose_process_ends_at_once_is_left_and_not_begun_for_ever(copy):
+def test_a_part_whose_process_ends_at_once_is_left_and_not_begun_for_ever(copy, begun_here):
     stale = copy / f"build/reference/{reference.slug()}-tiny/batch/tiny_mamba-False-256-1.running"
     stale.parent.mkdir(parents=True)
     stale.touch()  # from a process that was killed
     broken = copy / "scripts" / "reference" / "parts.py"
     text = broken.read_text()
     broken.write_text(text + "\nimport sys\nif '--until' in sys.argv:\n    raise OSError('no driver')\n")
-    out, _ = (process := start(copy, "--part", "batch")).communicate(timeout=300)
+    code, out = begun_here("--part", "batch")
     broken.write_text(text)
     stale.unlink()
-    assert process.returncode == 1 and out.count("no driver") == 4 and "Not to the end: batch" in out
+    assert code == 1 and out.count("no driver") == 4 and "Not to the end: batch" in out
 
 
 def test_make_reference_says_what_a_machine_without_a_gpu_can_do():

@@ -99,10 +99,10 @@ ALONE = """
 import json, sys
 from pathlib import Path
 from shared import files, notebooks
-from shared.checks import lab_2_4_1, lab_2_4_3
+from shared.checks import lab_2_4_1
 
 assert files.ROOT == Path.cwd() and not (files.LABS / "solutions").exists()
-run = notebooks.execute("2.4.3", solved=False, numbers={"prompts": 8, "permutations": 19, "subsets": 2})
+run = notebooks.execute("2.4.4", solved=False, numbers={"windows": 2, "steps": 2})
 names = {}
 exec(json.load(sys.stdin), names)
 right = lab_2_4_1.mamba_state_bytes.judge(names["mamba_state_bytes"])
@@ -119,9 +119,9 @@ def test_an_unsolved_lab_runs_in_it_to_its_end_and_its_checks_judge(archive, no_
     done = subprocess.run(command, cwd=archive, env=environment, input=answer, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     error, passed, number, *marks, said = json.loads(done.stdout.splitlines()[-1])
-    assert (error, passed) == ("", 0) and number == len(notebooks.answers("2.4.3"))
+    assert (error, passed) == ("", 0) and number == len(notebooks.answers("2.4.4"))
     assert marks == [notice.PASSED, notice.FAILED] and "expected" in said
-    text = (archive / "build" / "executed" / notebooks.path_of("2.4.3").name).read_text(encoding="utf-8")
+    text = (archive / "build" / "executed" / notebooks.path_of("2.4.4").name).read_text(encoding="utf-8")
     assert text.count("The lab goes on with the course's own version") >= number
 
 

@@ -97,8 +97,25 @@ def clone(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def one_clone(tmp_path_factory) -> Path:
-    return copy_of_the_clone(tmp_path_factory.mktemp("ready"))
+def bare_venv(tmp_path_factory) -> Path:
+    """What `python -m venv` makes, which takes as long as the rest of a set-up."""
+    folder = tmp_path_factory.mktemp("bare") / ".venv"
+    subprocess.run([BASE_PYTHON, "-m", "venv", folder], check=True)
+    return folder
+
+
+@pytest.fixture
+def clone_with_venv(clone, bare_venv) -> Path:
+    """A clone for tests of what a set-up does in .venv once it is made."""
+    shutil.copytree(bare_venv, clone / ".venv", symlinks=True)
+    return clone
+
+
+@pytest.fixture(scope="session")
+def one_clone(tmp_path_factory, bare_venv) -> Path:
+    folder = copy_of_the_clone(tmp_path_factory.mktemp("ready"))
+    shutil.copytree(bare_venv, folder / ".venv", symlinks=True)
+    return folder
 
 
 @pytest.fixture
@@ -223,13 +240,10 @@ def test_clean_keeps_labs_data_and_environment(clone):
 
 
 def installed(folder: Path) -> set[str]:
-    listing = subprocess.run(
-        [folder / ".venv/bin/python", "-m", "pip", "list", "--format=freeze"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    return {re.split("==| @ ", line)[0].lower().replace("_", "-") for line in listing.splitlines()}
+    """The packages in .venv."""
+    (packages,) = folder.glob(".venv/lib/python*/site-packages")
+    found = importlib.metadata.distributions(path=[str(packages)])
+    return {its.metadata["Name"].lower().replace("_", "-") for its in found}
 
 
 def test_setup_installs_the_course_with_torch_first_and_without_the_tools_of_the_tests(clone, offline):
@@ -519,8 +533,9 @@ def torch_is_in(clone: Path) -> bool:
         ("variables", ["target", "dry-run"]),
     ],
 )
-def test_pip_settings_of_another_place_do_not_reach_the_course(clone, wheels, tmp_path, monkeypatch, where, names):
-    """Addresses do: here the folder of wheels stands in the same settings."""
+def test_pip_settings_of_another_place_do_not_reach_the_course(where, names, request, wheels, tmp_path, monkeypatch):
+    """Addresses do: here the folder of wheels stands in the same settings. One case makes .venv too."""
+    clone = request.getfixturevalue("clone" if where == "variables" else "clone_with_venv")
     values = {name: "yes" if name in ("no_deps", "dry-run") else str(tmp_path / "elsewhere") for name in names}
     only_pip_settings(monkeypatch, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels))
     monkeypatch.delenv("PIP_CONFIG_FILE")
@@ -559,16 +574,16 @@ def test_packages_of_another_program_do_not_reach_the_course(clone, offline, tmp
     assert make(clone, "doctor").stdout == f"[] {clone}/.venv\n"
 
 
-def test_set_up_ends_only_when_torch_can_be_imported(clone, offline, wheels, tmp_path, monkeypatch):
+def test_set_up_ends_only_when_torch_can_be_imported(clone_with_venv, offline, wheels, tmp_path, monkeypatch):
     version = next(r for r in PROJECT["dependencies"] if r.startswith("torch==")).removeprefix("torch==")
     broken = tmp_path / "broken"
     shutil.copytree(wheels, broken)
     write_wheel(broken, "torch", version, {"torch/__init__.py": b"raise ImportError('libcudnn is of another kind')"})
     monkeypatch.setenv("PIP_FIND_LINKS", str(broken))
-    result = make(clone, "setup", f"PYTHON={BASE_PYTHON}")
+    result = make(clone_with_venv, "setup")
     assert "torch is installed and cannot be imported" in stop_sentence(result)
     assert "libcudnn is of another kind" in result.stderr and "Set-up finished" not in result.stdout
-    assert not (clone / ".venv" / "ready").exists()
+    assert not (clone_with_venv / ".venv" / "ready").exists()
 
 
 # --- An update --------------------------------------------------------------------------------------------------------
