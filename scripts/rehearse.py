@@ -34,7 +34,7 @@ NUMBERS = {
     },
     "2.4.2": {"lengths": (64, 128, 256), "copying_steps": 22, "induction_steps": 4},
     "2.4.3": {"prompts": 16, "permutations": 49, "subsets": 2},
-    "2.4.4": {"windows": 4, "steps": 12},
+    "2.4.4": {"windows": 2, "steps": 4},
     "2.4.5": {
         "strides": (64, 48, 32, 16),
         "passage": 1500,
@@ -46,9 +46,9 @@ NUMBERS = {
         "timing": {"new_tokens": 5, "repeats": 2, "warmup": 1},
     },
     "2.4.6": {
-        "steps": 6,
-        "batch": 4,
-        "new_tokens": 4,
+        "steps": 4,
+        "batch": 2,
+        "new_tokens": 2,
         "examples": 40,
         "windows": 10,
         "short_steps": 4,

@@ -12,11 +12,11 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
-from shared import evaluate, files, notebooks, plots  # noqa: F401  with torch, transformers and matplotlib
-from shared.kits import finetune, tasks  # noqa: F401  with peft
+from shared import files, notebooks
 
 sys.path.insert(0, str(files.ROOT / "scripts"))
 
+from rehearsal import warm
 from rehearse import NUMBERS
 
 
@@ -45,5 +45,6 @@ def cells(lab: str) -> list[dict]:
 
 
 if __name__ == "__main__":
+    warm.prepare()
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
         print(json.dumps(dict(zip(notebooks.labs(), pool.map(cells, notebooks.labs(), chunksize=1), strict=True))))

@@ -20,7 +20,8 @@ from unittest.mock import patch
 import pandas
 from tqdm import tqdm
 
-from shared import notebooks
+from shared import models, notebooks
+from shared.models.cards import CONFIGS, MODELS
 
 # Between them they bring torch, transformers, peft, matplotlib and the kernel's own program.
 IMPORTED = ["ipykernel.kernelapp", "papermill", "datasets", "shared.evaluate", "shared.plots"]
@@ -31,15 +32,19 @@ IMPORTED += ["shared.kits.finetune", "shared.kits.lab", "shared.kits.tasks"]
 def process(env: dict[str, str], imported: list[str] = IMPORTED) -> Iterator[ProcessPoolExecutor]:
     """A process with these variables, from the start, that does what is submitted to it, one after another."""
     with patch.dict(os.environ, env, clear=True):
-        worker = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _import, (imported,))
+        worker = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare, (imported,))
         worker.submit(os.getpid).result()  # so that it has started
     with worker:
         yield worker
 
 
-def _import(modules: list[str]) -> None:
+def prepare(modules: list[str] = IMPORTED) -> None:
+    """Import modules, and with those of labs transformers' code of every model that labs count."""
     for module in modules:
         importlib.import_module(module)
+    if modules == IMPORTED:
+        for name in (*MODELS, *CONFIGS):
+            models.size(name)
     pandas.set_option("display.max_columns", 20)  # as in a kernel; outside of one it counts the terminal's columns
     tqdm.get_lock()  # made here once; a fork that made its own would leave a semaphore behind
 
