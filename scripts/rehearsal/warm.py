@@ -22,7 +22,7 @@ from tqdm import tqdm
 from shared import notebooks
 
 # Between them they bring torch, transformers, peft, matplotlib and the kernel's own program.
-IMPORTED = ["ipykernel.kernelapp", "papermill", "datasets", "shared.evaluate", "shared.plots"]
+IMPORTED = ["shared.notebooks", "ipykernel.kernelapp", "papermill", "datasets", "shared.evaluate", "shared.plots"]
 IMPORTED += ["shared.kits.finetune", "shared.kits.lab", "shared.kits.tasks"]
 
 
