@@ -107,14 +107,14 @@ def bare_venv(tmp_path_factory) -> Path:
 @pytest.fixture
 def clone_with_venv(clone, bare_venv) -> Path:
     """A clone for tests of what a set-up does in .venv once it is made."""
-    shutil.copytree(bare_venv, clone / ".venv", symlinks=True)
+    shutil.copytree(bare_venv, clone / ".venv", symlinks=True, copy_function=os.link)
     return clone
 
 
 @pytest.fixture(scope="session")
 def one_clone(tmp_path_factory, bare_venv) -> Path:
     folder = copy_of_the_clone(tmp_path_factory.mktemp("ready"))
-    shutil.copytree(bare_venv, folder / ".venv", symlinks=True)
+    shutil.copytree(bare_venv, folder / ".venv", symlinks=True, copy_function=os.link)
     return folder
 
 
