@@ -323,7 +323,7 @@ for name in names:
 after = state()
 changed = {what: (before[what], after[what]) for what in before if before[what] != after[what]}
 inside = {*sys.stdlib_module_names, "shared", "__main__", "__mp_main__"}
-others = [name for name in sys.modules if name.split(".")[0] not in inside]
+others = [name for name, module in sys.modules.items() if module and name.split(".")[0] not in inside]
 print(json.dumps([len(names), repr(changed), others]))
 """
 

@@ -4,8 +4,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
-
 from shared import notebooks
 from shared.errors import BadInput
 from shared.notebooks import absent, source
@@ -106,5 +104,7 @@ class Submission:
 
 def reads(text: str) -> list[str]:
     """The names that a cell reads; none of one that is no Python."""
+    import nbformat
+
     cell = nbformat.v4.new_code_cell(text)
     return [name for known in absent.cells_of(nbformat.v4.new_notebook(cells=[cell])) for name in known.reads]

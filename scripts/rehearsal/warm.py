@@ -24,7 +24,7 @@ from shared import models, notebooks
 from shared.models.cards import CONFIGS, MODELS
 
 # Between them they bring torch, transformers, peft, matplotlib and the kernel's own program.
-IMPORTED = ["ipykernel.kernelapp", "papermill", "datasets", "shared.evaluate", "shared.plots"]
+IMPORTED = ["shared.notebooks", "ipykernel.kernelapp", "papermill", "datasets", "shared.evaluate", "shared.plots"]
 IMPORTED += ["shared.kits.finetune", "shared.kits.lab", "shared.kits.tasks"]
 
 

@@ -4,6 +4,8 @@
 renders them, `python -m shared.notebooks` is what the Makefile calls.
 """
 
+import sys
+
 from shared.notebooks.pages import UNSOLVED, build, heading, table, unsolved
 from shared.notebooks.record import Run
 from shared.notebooks.run import execute, execute_apart, kernel_manager
@@ -24,6 +26,10 @@ from shared.notebooks.source import (
     tagged,
     text,
 )
+
+# nbformat brings jsonschema, and that builds a grammar of web addresses where this package is installed: at each import
+# a second of the processor for what no notebook needs. Without the package it goes without.
+sys.modules.setdefault("rfc3987_syntax", None)
 
 __all__ = [
     "FILES",

@@ -4,11 +4,12 @@ Two sites are judged: one of a few cells of lab 2.4.1, quickly made in each styl
 left them. Chromium is Debian's, as in test_browser.py.
 """
 
+import functools
 import html
 import itertools
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
@@ -90,8 +91,14 @@ class Page(HTMLParser):
         self.inside &= tag != "article"
 
 
+@functools.cache
+def read(path: Path) -> Page:
+    """A page of a site, which is made once for all tests."""
+    return Page(path)
+
+
 def pages_of(folder: Path) -> dict[Path, Page]:
-    return {path: Page(path) for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts}
+    return {path: read(path) for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts}
 
 
 @STYLES
@@ -136,6 +143,7 @@ def test_a_page_says_where_it_comes_from(folder):
             assert re.search(r"at most \d\.\d\d GB", text) and re.search(r"transformers \d+\.", text)
 
 
+@functools.cache
 def words(path: Path) -> str:
     """The text of a page, as its reader sees it."""
     return html.unescape(re.sub("<[^>]+>", "", path.read_text(encoding="utf-8")))
@@ -152,7 +160,7 @@ def test_a_page_shows_every_figure_of_its_lab_with_its_own_words(whole, lab):
     told = [data["text/plain"] for data in outputs if plots.DRAWN in data]
     assert len(told) >= 3
     for folder in whole.values():
-        assert [image["alt"] for image in Page(lab_page(folder, lab)).images] == told
+        assert [image["alt"] for image in read(lab_page(folder, lab)).images] == told
         assert 'href="labs/' + lab_page(folder, lab).name in (folder / "index.html").read_text(encoding="utf-8")
         assert "![" not in words(lab_page(folder, lab)) and "$$" not in words(lab_page(folder, lab))
 
@@ -177,7 +185,7 @@ def test_a_widget_is_a_picture_on_a_page(whole):
 
 def test_the_front_page_has_six_figures_and_what_each_lab_took(whole):
     for folder in whole.values():
-        front, text = Page(folder / "index.html"), words(folder / "index.html")
+        front, text = read(folder / "index.html"), words(folder / "index.html")
         assert len(front.images) == len(notebooks.labs())
         assert all(image["alt"] in text for image in front.images)  # a sentence each, for everyone
         for lab in notebooks.labs():
@@ -258,23 +266,32 @@ def test_two_programs_do_not_write_the_same_pages(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def browser(chromium) -> Iterator:
+def opened(chromium) -> Iterator[Callable]:
+    """Opens a page of a site as a reader opens it from disk; its requests to hosts are in `page.asked`.
+
+    One tab for each theme and width: in a new one Chromium would compile the scripts of the pages and of axe again,
+    which takes longer than the judging.
+    """
     from playwright.sync_api import sync_playwright
 
+    tabs = {}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        yield browser
+
+        def opened(path: Path, theme: str, width: int):
+            if (theme, width) not in tabs:
+                new = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+                new.on("request", lambda request: new.asked.append(request.url))
+                tabs[theme, width] = new
+            page = tabs[theme, width]
+            page.asked = []
+            page.emulate_media(media="screen")
+            page.goto(path.as_uri())
+            page.wait_for_load_state("load")
+            return page
+
+        yield opened
         browser.close()
-
-
-def opened(browser, path: Path, theme: str, width: int):
-    """A page of a site as a reader opens it from disk; its requests to hosts are in `page.asked`."""
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
-    page.asked = []
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.goto(path.as_uri())
-    page.wait_for_load_state("load")
-    return page
 
 
 def judged(page, without: str = "") -> list[str]:
@@ -299,29 +316,27 @@ WIDER = """() => {
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [DESK, PHONE])
 @pytest.mark.parametrize("theme", THEMES)
-def test_everyone_can_read_it_in_both_themes_at_a_desk_and_on_a_phone(small, browser, theme, width):
+def test_everyone_can_read_it_in_both_themes_at_a_desk_and_on_a_phone(small, opened, theme, width):
     every_page = (theme, width) in (("light", DESK), ("dark", PHONE))
     for path in pages_of(small[pages.COLLAPSED]):
         if not every_page and "labs" not in path.parts and path.name != "index.html":
             continue  # text alone is judged in each theme and at each width, and not in each pair of them
-        page = opened(browser, path, theme, width)
+        page = opened(path, theme, width)
         assert page.evaluate("document.documentElement.dataset.theme") == theme
         assert judged(page) == [], path.name
         assert page.evaluate(WIDER) == [0, []], path.name
         assert all(address.startswith(("file:", "data:")) for address in page.asked), page.asked
-        page.close()
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("lab", list(notebooks.labs()))
 @pytest.mark.parametrize(("theme", "width"), [("light", DESK), ("dark", PHONE)])
-def test_everyone_can_read_each_lab(whole, browser, lab, theme, width):
+def test_everyone_can_read_each_lab(whole, opened, lab, theme, width):
     """Code is judged in the pages above: here it would take axe a minute a page."""
-    page = opened(browser, lab_page(whole[pages.OPEN], lab), theme, width)
+    page = opened(lab_page(whole[pages.OPEN], lab), theme, width)
     assert judged(page, without=".cell_input") == []
     assert page.evaluate(WIDER) == [0, []]
     assert all(address.startswith(("file:", "data:")) for address in page.asked), page.asked
-    page.close()
 
 
 CUT = """() => {
@@ -334,8 +349,8 @@ CUT = """() => {
 
 @pytest.mark.browser
 @pytest.mark.parametrize("lab", list(notebooks.labs()))
-def test_paper_has_every_line_whole_and_every_fold_open(whole, browser, lab):
-    page = opened(browser, lab_page(whole[pages.UNSOLVED], lab), "light", PAPER)
+def test_paper_has_every_line_whole_and_every_fold_open(whole, opened, lab):
+    page = opened(lab_page(whole[pages.UNSOLVED], lab), "light", PAPER)
     folds = page.locator("details:not([open])").count()
     assert folds > len(notebooks.answers(lab))
     page.emulate_media(media="print")
@@ -343,13 +358,12 @@ def test_paper_has_every_line_whole_and_every_fold_open(whole, browser, lab):
     assert page.evaluate(CUT) == [0, []]
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details:not([open])").count() == folds
-    page.close()
 
 
 @pytest.mark.browser
-def test_a_reader_finds_the_way_by_keyboard_by_search_and_from_page_to_page(small, browser):
+def test_a_reader_finds_the_way_by_keyboard_by_search_and_from_page_to_page(small, opened):
     folder = small[pages.COLLAPSED]
-    page = opened(browser, folder / "index.html", "light", DESK)
+    page = opened(folder / "index.html", "light", DESK)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent.trim()") == "Skip to main content"
     page.keyboard.press("Enter")
@@ -363,4 +377,3 @@ def test_a_reader_finds_the_way_by_keyboard_by_search_and_from_page_to_page(smal
     page.locator("ul.search li a").first.wait_for()
     assert "Commands" in page.locator("ul.search").inner_text()
     assert all(address.startswith(("file:", "data:")) for address in page.asked), page.asked
-    page.close()

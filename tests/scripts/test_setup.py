@@ -107,14 +107,14 @@ def bare_venv(tmp_path_factory) -> Path:
 @pytest.fixture
 def clone_with_venv(clone, bare_venv) -> Path:
     """A clone for tests of what a set-up does in .venv once it is made."""
-    shutil.copytree(bare_venv, clone / ".venv", symlinks=True)
+    shutil.copytree(bare_venv, clone / ".venv", symlinks=True, copy_function=os.link)
     return clone
 
 
 @pytest.fixture(scope="session")
 def one_clone(tmp_path_factory, bare_venv) -> Path:
     folder = copy_of_the_clone(tmp_path_factory.mktemp("ready"))
-    shutil.copytree(bare_venv, folder / ".venv", symlinks=True)
+    shutil.copytree(bare_venv, folder / ".venv", symlinks=True, copy_function=os.link)
     return folder
 
 
@@ -533,9 +533,10 @@ def torch_is_in(clone: Path) -> bool:
         ("variables", ["target", "dry-run"]),
     ],
 )
-def test_pip_settings_of_another_place_do_not_reach_the_course(where, names, request, wheels, tmp_path, monkeypatch):
-    """Addresses do: here the folder of wheels stands in the same settings. One case makes .venv too."""
-    clone = request.getfixturevalue("clone" if where == "variables" else "clone_with_venv")
+def test_pip_settings_of_another_place_do_not_reach_the_course(
+    clone_with_venv, wheels, tmp_path, monkeypatch, where, names
+):
+    """Addresses do: here the folder of wheels stands in the same settings."""
     values = {name: "yes" if name in ("no_deps", "dry-run") else str(tmp_path / "elsewhere") for name in names}
     only_pip_settings(monkeypatch, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels))
     monkeypatch.delenv("PIP_CONFIG_FILE")
@@ -551,19 +552,21 @@ def test_pip_settings_of_another_place_do_not_reach_the_course(where, names, req
         monkeypatch.delenv("PIP_FIND_LINKS")
         if where != "home":
             monkeypatch.setenv("PIP_CONFIG_FILE", str(settings))
-    result = make(clone, "setup", f"PYTHON={BASE_PYTHON}")
+    result = make(clone_with_venv, "setup")
     assert result.returncode == 0 and "Set-up finished" in result.stdout, result.stdout + result.stderr
-    assert torch_is_in(clone) and not (tmp_path / "elsewhere").exists()
+    assert torch_is_in(clone_with_venv) and not (tmp_path / "elsewhere").exists()
 
 
 def test_packages_of_another_program_do_not_reach_the_course(clone, offline, tmp_path, monkeypatch):
-    """ROS and others put their packages on PYTHONPATH; PYTHONHOME is another Python's."""
+    """ROS and others put their packages on PYTHONPATH; PYTHONHOME is another Python's. pip's settings are here, too."""
     (tmp_path / "ros").mkdir()
     for name in ("torch", "venv", "ensurepip", "configparser", "pip"):
         (tmp_path / "ros" / f"{name}.py").write_text("raise SystemExit('of another program')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "ros"))
     monkeypatch.setenv("PYTHONHOME", str(tmp_path / "ros"))
     monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("PIP_DRY_RUN", "yes")
     result = make(clone, "setup", f"PYTHON={BASE_PYTHON}")
     assert result.returncode == 0, result.stdout + result.stderr
     names = ("PYTHONPATH", "PYTHONHOME", "PYTHONOPTIMIZE")
@@ -571,7 +574,7 @@ def test_packages_of_another_program_do_not_reach_the_course(clone, offline, tmp
         f"import os, sys, torch\nprint([n for n in {names} if n in os.environ], torch.__file__[: len(sys.prefix)])"
     )
     (clone / "scripts" / "doctor.py").write_text(program)
-    assert make(clone, "doctor").stdout == f"[] {clone}/.venv\n"
+    assert make(clone, "doctor").stdout == f"[] {clone}/.venv\n" and not (tmp_path / "elsewhere").exists()
 
 
 def test_set_up_ends_only_when_torch_can_be_imported(clone_with_venv, offline, wheels, tmp_path, monkeypatch):
@@ -602,7 +605,9 @@ def course_and_student(tmp_path) -> tuple[Path, Path]:
     for name in ("lab-1.ipynb", "lab-2.ipynb"):
         (course / "labs" / name).write_text("first edition\n")
     (course / "notes.txt").write_text("first edition\n")
-    shutil.copytree(ROOT / "scripts", course / "scripts")
+    (course / "scripts").mkdir()
+    for name in ("update.sh", "merge.py"):
+        shutil.copy(ROOT / "scripts" / name, course / "scripts")
     git(course, "init", "--quiet", "--initial-branch=main")
     git(course, "add", ".")
     git(course, "commit", "--quiet", "--message=First edition")
