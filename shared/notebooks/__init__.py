@@ -2,6 +2,9 @@
 
 `source` finds, reads and solves labs, `run` executes them, `record` says what an executed one came from, `pages`
 renders them, `python -m shared.notebooks` is what the Makefile calls.
+
+Its import marks one package as not there, for the whole process: `rfc3987_syntax`. nbformat brings jsonschema, which
+builds a grammar of web addresses with it, a second of the processor at each import, and no notebook needs that.
 """
 
 import sys
@@ -27,8 +30,6 @@ from shared.notebooks.source import (
     text,
 )
 
-# nbformat brings jsonschema, and that builds a grammar of web addresses where this package is installed: at each import
-# a second of the processor for what no notebook needs. Without the package it goes without.
 sys.modules.setdefault("rfc3987_syntax", None)
 
 __all__ = [
