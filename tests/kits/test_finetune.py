@@ -283,26 +283,40 @@ def test_other_settings_or_processes_have_other_checkpoints(monkeypatch):
     assert one != finetune.checkpoints("mamba", [200, "tiny"])
 
 
+THREE = """
+import json, multiprocessing, signal
+from shared.kits import finetune
+
+def train(pipe):
+    for _ in range(2):
+        pipe.send(finetune.checkpoints("mamba", [1]).name)
+    signal.pause()
+
+fork, processes, found = multiprocessing.get_context("fork"), [], []
+for number in range(3):
+    here, there = fork.Pipe()
+    processes.append(fork.Process(target=train, args=[there], daemon=True))
+    processes[-1].start()
+    found.append([here.recv(), here.recv()])
+    if number == 1:  # the second one dies
+        processes[-1].kill()
+        processes[-1].join()
+assert processes[0].is_alive() and processes[2].is_alive()
+print(json.dumps(found))
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_that_train_the_same_have_folders_of_their_own(tmp_path):
     """The second takes one beside; a killed one leaves its folder to the next, and a cell that runs twice its own."""
-    code = "import sys; from shared.kits import finetune\n"
-    code += "for _ in range(2): print(finetune.checkpoints('mamba', [1]).name, flush=True)\ninput()"
     environment = {**os.environ, "COURSE_BUILD": str(tmp_path)}
     environment.pop("WORLD_SIZE", None)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    started, found = [], []
-    for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=files.ROOT, env=environment, **pipes)
-        found.append((process.stdout.readline().strip(), process.stdout.readline().strip()))
-        if len(started) == 1:  # the second one dies
-            process.kill()
-            process.communicate()
-        started.append(process)
+    command = [sys.executable, "-c", THREE]
+    done = subprocess.run(command, cwd=files.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     first = found[0][0]
-    assert found == [(first, first), (f"{first}-2",) * 2, (f"{first}-2",) * 2]
-    started[0].communicate("\n")
-    started[2].communicate("\n")
+    assert found == [[first] * 2, [f"{first}-2"] * 2, [f"{first}-2"] * 2]
 
 
 def test_a_training_of_other_rows_or_other_adapters_has_other_checkpoints():

@@ -109,25 +109,43 @@ LARGE = {
     },
     "mamba": {"model_type": "mamba", "hidden_size": 768, "num_hidden_layers": 24, "vocab_size": 16384},
 }
+# Each load is in a process of its own, a fork of this one before it has loaded anything: the imports are made once.
 CHILD = """
-import gc, sys
+import os, sys
 from pathlib import Path
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MambaForCausalLM, OlmoeForCausalLM
 from transformers.utils import logging
 from shared.machine import meters
 from shared.models import streaming
 logging.disable_progress_bar()
-how, folder, warm = sys.argv[1], *map(Path, sys.argv[2:])
-load = streaming.from_pretrained if how == "streamed" else AutoModelForCausalLM.from_pretrained
-load(warm, dtype=torch.bfloat16)  # imports, and what a first load leaves
-meters.Host().settle()
-print("ready", flush=True)
-sys.stdin.readline()
-model = load(folder, dtype=torch.bfloat16)
-print(sum(p.numel() * p.element_size() for p in model.parameters()), flush=True)
-sys.stdin.readline()
+while asked := sys.stdin.readline().strip():
+    if os.fork():
+        os.wait()
+        print("over", flush=True)
+        continue
+    how, *folders = asked.split("\\t")
+    folder, warm = map(Path, folders)
+    load = streaming.from_pretrained if how == "streamed" else AutoModelForCausalLM.from_pretrained
+    load(warm, dtype=torch.bfloat16)  # imports, and what a first load leaves
+    meters.Host().settle()
+    print(os.getpid(), flush=True)
+    sys.stdin.readline()
+    model = load(folder, dtype=torch.bfloat16)
+    print(sum(p.numel() * p.element_size() for p in model.parameters()), flush=True)
+    sys.stdin.readline()
+    os._exit(0)
 """
+
+
+@pytest.fixture(scope="module")
+def child():
+    environment = {**os.environ, "PYTHONPATH": str(files.ROOT), "OMP_NUM_THREADS": "1"}
+    # glibc keeps pieces that were freed, a device gives them to its next tensor: here they go back at once.
+    environment["MALLOC_MMAP_THRESHOLD_"] = "131072"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", CHILD], env=environment, **pipes) as running:
+        yield running
 
 
 def anonymous(pid: int) -> int:
@@ -136,28 +154,24 @@ def anonymous(pid: int) -> int:
         return int(re.search(r"RssAnon:\s+(\d+)", status.read())[1]) * 1024
 
 
-def measured(how: str, folder, warm) -> tuple[float, float]:
+def measured(child, how: str, folder, warm) -> tuple[float, float]:
     """Peak anonymous memory of a load, in a process of its own, over the model's bytes; share of the files in cache."""
-    environment = {**os.environ, "PYTHONPATH": str(files.ROOT), "OMP_NUM_THREADS": "1"}
-    # glibc keeps pieces that were freed, a device gives them to its next tensor: here they go back at once.
-    environment["MALLOC_MMAP_THRESHOLD_"] = "131072"
-    command = [sys.executable, "-c", CHILD, how, folder, warm]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as child:
-        assert child.stdout.readline() == "ready\n"
-        before = peak = anonymous(child.pid)
-        print(file=child.stdin, flush=True)
-        while not select.select([child.stdout], [], [], 0.002)[0]:
-            peak = max(peak, anonymous(child.pid))
-        size = int(child.stdout.readline())
-        cached = [cached_pages(file) for file in folder.glob("*.safetensors")]
-        print(file=child.stdin, flush=True)
-    assert size > 150e6
+    print(how, folder, warm, sep="\t", file=child.stdin, flush=True)
+    loading = int(child.stdout.readline())
+    before = peak = anonymous(loading)
+    print(file=child.stdin, flush=True)
+    while not select.select([child.stdout], [], [], 0.002)[0]:
+        peak = max(peak, anonymous(loading))
+    size = int(child.stdout.readline())
+    cached = [cached_pages(file) for file in folder.glob("*.safetensors")]
+    print(file=child.stdin, flush=True)
+    assert child.stdout.readline() == "over\n" and size > 150e6
     return (peak - before) / size, sum(cached) / len(cached)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RssAnon and mincore are Linux's")
 @pytest.mark.parametrize(("kind", "saved"), [("olmoe", torch.bfloat16), ("mamba", torch.float32)])
-def test_a_load_takes_the_models_size_and_little_more_and_leaves_no_pages_in_the_cache(kind, saved, tmp_path):
+def test_a_load_takes_the_models_size_and_little_more_and_leaves_no_pages_in_the_cache(kind, saved, child, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(**LARGE[kind])
@@ -169,8 +183,8 @@ def test_a_load_takes_the_models_size_and_little_more_and_leaves_no_pages_in_the
         with file.open("rb") as opened:
             os.fsync(opened.fileno())  # pages that are not on disk yet cannot be given back
     warm = files.DATA / "tiny" / kind
-    usual, usual_cached = measured("from_pretrained", tmp_path, warm)
-    streamed, cached = measured("streamed", tmp_path, warm)
+    usual, usual_cached = measured(child, "from_pretrained", tmp_path, warm)
+    streamed, cached = measured(child, "streamed", tmp_path, warm)
     print(
         f"{kind}, {saved} on disk, loaded as bf16: peak anonymous memory over the model's bytes: "
         f"streamed {streamed:.3f}, from_pretrained {usual:.3f}; "
