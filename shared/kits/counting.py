@@ -269,14 +269,13 @@ def _scaled(one, config, tokens: int, batch: int) -> tuple[Work, ...]:
     lengths = tuple(n * chunk // 64 for n in LENGTHS) if chunk else LENGTHS
     if config.model_type in STATE_ONLY and not chunk:  # nothing is square: no attention, and no chunk after each other
         lengths = lengths[:2]
-    at_batch = {}
+    at_batch, shallow = {}, layouts(config)
     for few in (2, 3) if batch > 3 else (batch,):  # of one sequence some layouts are others
-        shallow = []
-        for layers in layouts(config):
+        counted = []
+        for layers in shallow:
             phases = zip(*[one(layers, length, few) for length in lengths], strict=True)
-            shallow.append([through(dict(zip(lengths, works, strict=True)), tokens) for works in phases])
-        times = layouts(config).values()
-        at_batch[few] = [_sum(works, times) for works in zip(*shallow, strict=True)]
+            counted.append([through(dict(zip(lengths, works, strict=True)), tokens) for works in phases])
+        at_batch[few] = [_sum(works, shallow.values()) for works in zip(*counted, strict=True)]
     return tuple(
         through(dict(zip(at_batch, works, strict=True)), batch) for works in zip(*at_batch.values(), strict=True)
     )
@@ -313,7 +312,7 @@ def layouts(config) -> dict[Layers, int]:
     """
     if kinds := vars(config).get("layers_block_type"):
         few = (*dict.fromkeys(kinds), kinds[-1])  # at the last layer most lives
-        more = {(kind, *few): kinds.count(kind) - few.count(kind) for kind in dict.fromkeys(kinds)}
+        more: dict[Layers, int] = {(kind, *few): kinds.count(kind) - few.count(kind) for kind in dict.fromkeys(kinds)}
         return {few: 1 - sum(more.values())} | more
     period = math.lcm(getattr(config, "attn_layer_period", 1), getattr(config, "expert_layer_period", 1))
     first = max(2, period) + getattr(config, "first_k_dense_replace", 0)
