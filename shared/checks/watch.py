@@ -176,7 +176,7 @@ def bounded(seconds: float):
 
     def look(number, frame):
         nonlocal excused, last, waits, told
-        if frame.f_code is collected.__code__:  # what is raised there, Python prints and drops
+        if _collecting(frame):
             frame, told = frame.f_back, max(told, 1)
         now = time.thread_time()
         if _importing(frame):
@@ -212,6 +212,8 @@ def _stop(frame, error: TimeUp, times: int) -> None:
 
     def later(frame, event, argument):
         nonlocal lines
+        if _collecting(frame):
+            return None
         lines -= 1
         if lines < 0:
             raise error
@@ -219,6 +221,11 @@ def _stop(frame, error: TimeUp, times: int) -> None:
 
     frame.f_trace = later
     sys.settrace(later)
+
+
+def _collecting(frame) -> bool:
+    """Whether a frame is of a callback of the garbage collector. What is raised there, Python prints and drops."""
+    return any(frame.f_code is getattr(callback, "__code__", None) for callback in gc.callbacks)
 
 
 def _importing(frame) -> bool:

@@ -285,6 +285,7 @@ def test_the_time_of_collecting_garbage_does_not_count(check):
 
 
 @pytest.mark.parametrize("work", ["gc.collect()", "importlib.reload(this)"])
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # raised where Python drops it
 def test_what_is_not_counted_has_an_end(check, work, monkeypatch):
     monkeypatch.setattr(watch, "EXCUSED", 0.3)
     names = {"gc": gc, "importlib": importlib, "this": colorsys}
