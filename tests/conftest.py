@@ -34,7 +34,18 @@ CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
 
 
 LABS = re.compile(r"test_(chain|site|lab_\w+)\.py$")  # they read the one run of the solved labs
-LONG = ("rehearsal", "twice", "hub", "stops", "evaluate", "kernels_build", "launch", "tiny_models", "reference", "setup")
+LONG = (
+    "rehearsal",
+    "twice",
+    "hub",
+    "stops",
+    "evaluate",
+    "kernels_build",
+    "launch",
+    "tiny_models",
+    "reference",
+    "setup",
+)
 LONG += ("grade", "release", "caches", "browser")
 LONG += ("doctor", "streaming", "kernels", "forecast", "memory", "experts", "models", "plans", "guard")
 
