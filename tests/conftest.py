@@ -75,7 +75,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def no_process(request, monkeypatch):
-    """A test that starts a process has the mark `slow`, so that `make check` stays a minute."""
+    """A test that starts a process has the mark `slow`, so that `make check` stays short."""
 
     def refuse(process, command, *args, **kwargs):
         raise AssertionError(f"{request.node.name} starts {command}: mark it with pytest.mark.slow.")
