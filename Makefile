@@ -51,8 +51,8 @@ MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONPLATLIBDIR PYTHONOPTIMIZE PYTHONINSPECT PYTHONUSERBASE
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
-.PHONY: help setup setup-test setup-bench setup-site style check lab doctor kernels kernels-remove run solutions site fetch \
-	cache tables size test rehearse bench tiny curves recurrences update clean evaluate finetune balance reference release grade
+.PHONY: help setup setup-test setup-all-tests setup-bench setup-site style check lab doctor kernels kernels-remove run \
+	solutions site fetch cache tables size test rehearse bench tiny curves recurrences update clean evaluate finetune balance reference release grade
 
 help:
 	@echo "Commands:"
@@ -63,6 +63,9 @@ setup: ## install everything into .venv (the others call it; TORCH_INDEX_URL= ch
 
 setup-test:
 	@sh scripts/setup.sh test
+
+setup-all-tests: # apt and pip side by side
+	@sh scripts/test-packages.sh & sh scripts/setup.sh test; status=$$?; wait; exit $$status
 
 setup-bench:
 	@sh scripts/setup.sh bench
@@ -111,8 +114,7 @@ style:
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m mypy
 
-test: setup-test style ## everything that CI runs: style, types, then all tests
-	@sh scripts/test-packages.sh
+test: setup-all-tests style ## everything that CI runs: style, types, then all tests
 	@$(ONE_THREAD) $(VENV_PYTHON) -m pytest -n 2 --no-loadscope-reorder
 
 rehearse: setup ## run solved labs at scale full with small stand-ins of every model, from a hub on this machine (LAB=2.4.5, WEIGHTS=random)

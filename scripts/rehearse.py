@@ -16,9 +16,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 from shared import files, notebooks
 from shared.errors import BadInput, CourseError
@@ -136,21 +136,11 @@ def fetch(run: Rehearsal, env: dict[str, str]) -> None:
 # ---- a run and its verdict --------------------------------------------------------------------------------------
 
 
-def execute(run: Rehearsal, folder: Path, env: dict[str, str]) -> notebooks.Run:
-    """Execute a solved lab at scale full on a kernel of its own with these variables."""
-    with patch.dict(os.environ, env, clear=True):
-        return notebooks.execute(run.lab, "full", folder=folder, numbers=NUMBERS[run.lab], **dict(run.parameters))
-
-
-@contextlib.contextmanager
-def warmed(folder: Path) -> Iterator[Callable[[Rehearsal, Path, dict[str, str]], notebooks.Run]]:
-    """`execute`, while the with lasts, on kernels that have their imports from the start."""
+def kernels(folder: Path):
+    """A process for `rehearse`, while the with lasts: what labs import is there from the start, and no network."""
     from rehearsal import warm
 
-    with warm.process(environment(folder, CLOSED, folder / "home")) as worker:
-        yield lambda run, to, env: worker.submit(
-            warm.execute, run.lab, to, NUMBERS[run.lab], dict(run.parameters)
-        ).result()
+    return warm.process(environment(folder, CLOSED, folder / "home"))
 
 
 def faults(notebook) -> list[str]:
@@ -180,16 +170,23 @@ def without_bars(text: str) -> str:
     return "\n".join(part for part in parts if part.strip() and not re.search(r"\d+%\||\d+it \[|\d+/\d+ \[", part))
 
 
-def rehearse(run: Rehearsal, folder: Path, endpoint: str, execute=execute) -> tuple[notebooks.Run, list[str]]:
-    """Fetch for a run from the hub, execute it without a network; (what came, what was wrong with it)."""
+def rehearse(
+    run: Rehearsal, folder: Path, endpoint: str, worker: Executor, execute: Callable | None = None
+) -> tuple[notebooks.Run, list[str]]:
+    """Fetch for a run from the hub, execute it without a network; (what came, what was wrong with it).
+
+    worker: one of `kernels`. execute: in the place of `warm.execute`.
+    """
     import nbformat
+    from rehearsal import warm
 
     home = folder / "home"
     shutil.rmtree(home, ignore_errors=True)
     random = ("WEIGHTS", "random") in run.parameters
     if not random:  # nothing to download is the point of random weights
         fetch(run, environment(folder, endpoint, home))
-    done = execute(run, folder / "executed" / run.name, environment(folder, CLOSED, home))
+    given = run.lab, folder / "executed" / run.name, NUMBERS[run.lab], dict(run.parameters)
+    done = worker.submit(execute or warm.execute, *given).result()
     wrong = faults(nbformat.read(done.notebook, as_version=4))
     return done, wrong or [done.error] * bool(done.error)
 
@@ -212,9 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
     folder, bad = files.BUILD / "rehearsal", 0
     held = commands.alone("make rehearse", folder)  # noqa: F841  until the program ends
     models.write_configs(folder / "configs")
-    with hub(folder / "made") as endpoint, warmed(folder) as execute:
+    with hub(folder / "made") as endpoint, kernels(folder) as worker:
         for run in chosen:
-            done, wrong = rehearse(run, folder, endpoint, execute)
+            done, wrong = rehearse(run, folder, endpoint, worker)
             verdict = "good" if not wrong else f"{len(wrong)} faults"
             print(f"{run.name:<28} {done.seconds:6.1f} s  {done.passed} of {done.checks} checks  {verdict}", flush=True)
             print("".join(f"    {fault}\n" for fault in wrong), end="", flush=True)

@@ -185,8 +185,16 @@ if [ -n "$torch_index" ] && [ "$torch_index" != "$(cat .venv/torch-index 2>/dev/
 else
     install "$torch"
 fi
+# Bytecode is made beside pip, of what is there, and then of the rest on all cores. Packages' own tests are never
+# imported; some files are for other Pythons and do not compile.
+compile="$python -m compileall -qq -x /tests/ .venv/lib"
+$compile &
+trap 'kill $! 2>/dev/null || :' EXIT
+trap 'exit 130' INT
 install -e ".${extra:+[$extra]}"
-$python -m compileall -qq -j 0 .venv/lib || : # on all cores; pip takes one. Files for other Pythons do not compile
+wait
+trap - EXIT
+$compile -j 0 || :
 check_torch
 
 rm -rf .venv/tmp .venv/probe.log

@@ -4,11 +4,6 @@
 # itself says so.
 set -eu
 
-# The test of 8-bit experts takes torchao from a folder of its own, so that no other test imports it.
-torchao=$(sed -n 's/^eight-bit = \["\(.*\)"\]/\1/p' pyproject.toml)
-[ -e .venv/eight-bit/torchao ] || .venv/bin/python -m pip install --quiet --no-deps --target .venv/eight-bit "$torchao" ||
-    echo "pip could not install $torchao, so the test of 8-bit experts will be skipped." >&2
-
 command -v chromium >/dev/null && command -v bwrap >/dev/null && exit 0
 if [ "$(id -u)" = 0 ] && grep -q '^ID=debian' /etc/os-release 2>/dev/null; then
     echo "Installing chromium and fonts for the browser test, bubblewrap for the test of grading"

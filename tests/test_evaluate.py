@@ -84,6 +84,7 @@ def test_it_equals_the_harness_windows_in_a_plain_loop(zoo, documents, name):
     assert found.nll == pytest.approx(sum(expected), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 7, 16, 31])
 def test_a_shorter_stride_is_the_harness_with_more_context(zoo, documents, stride):
     model, tokenizer = zoo["transformer"]

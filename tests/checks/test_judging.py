@@ -272,6 +272,7 @@ def test_the_time_of_an_import_does_not_count(check, tmp_path, monkeypatch):
     assert notice.passed(of(check, answer))
 
 
+@pytest.mark.slow
 def test_the_time_of_collecting_garbage_does_not_count(check):
     """A collection walks through all that a kernel holds: seconds, where labs have filled it."""
     held, end = [[] for _ in range(1_000_000)], time.thread_time() + 1
@@ -284,6 +285,7 @@ def test_the_time_of_collecting_garbage_does_not_count(check):
     assert notice.passed(of(check, answer)) and held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", ["gc.collect()", "importlib.reload(this)"])
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # raised where Python drops it
 def test_what_is_not_counted_has_an_end(check, work, monkeypatch):

@@ -12,6 +12,8 @@ import torch
 from shared import files, notebooks, results, timing
 from shared.kits import forecast, plans
 
+pytestmark = pytest.mark.slow  # a plan counts the work of a whole lab, and takes seconds
+
 SPARK = forecast.SPARK
 WITHOUT = dataclasses.replace(SPARK, path="course")  # the course's scan, where nobody built the kernels
 EACH = pytest.mark.parametrize("lab", list(notebooks.labs()))
@@ -29,7 +31,6 @@ def plan(lab: str, on: forecast.Machine = SPARK, **changes) -> plans.Plan:
     return plans.lab(lab, plans.default_settings(lab) | changes, on=on)
 
 
-@pytest.mark.slow
 @EACH
 def test_no_lab_is_longer_than_forty_minutes_on_a_spark_and_each_fits(lab):
     for on in (SPARK, WITHOUT):
@@ -105,7 +106,6 @@ def test_what_a_sweep_leaves_out_is_said_and_takes_no_time():
     assert any("where its positions end" in line for line in plan("2.4.1").left_out)
 
 
-@pytest.mark.slow
 def test_the_plan_of_the_comparison_counts_the_siblings_and_says_which_of_their_points_do_not_fit():
     part, siblings = "cost of all models", plans.default_settings("2.4.5")["siblings"]
     assert len(siblings) == 3
@@ -117,14 +117,12 @@ def test_the_plan_of_the_comparison_counts_the_siblings_and_says_which_of_their_
     assert "A prefill of mamba2-2.7b and mamba2attn-2.7b may take longer" in str(small)
 
 
-@pytest.mark.slow
 def test_another_model_and_eight_bits_change_the_plan():
     settings = plans.default_settings("2.4.3") | {"model": "mixtral-8x7b"}
     sixteen, eight = (plans.lab("2.4.3", settings, bits=bits, on=SPARK) for bits in (16, 8))
     assert sixteen.models == ["mixtral-8x7b"] and eight.peak_bytes < 0.6 * sixteen.peak_bytes
 
 
-@pytest.mark.slow
 def test_this_machine_is_planned_for_where_none_is_named():
     settings = plans.default_settings("2.4.1", "tiny")
     made = plans.lab("2.4.1", settings)

@@ -6,12 +6,14 @@ stand-ins keep of the published models is tested here too: a rehearsal with othe
 
 import ast
 import json
+from functools import partial
+from unittest.mock import patch
 
 import nbformat
 import pytest
 import rehearse
 from rehearsal import models as standins
-from rehearsal import texts, tokenizers
+from rehearsal import texts, tokenizers, warm
 
 from shared import notebooks, plots
 from shared.files import DATA
@@ -36,9 +38,9 @@ def endpoint(folder):
 
 
 @pytest.fixture(scope="module")
-def execute(folder):
-    with rehearse.warmed(folder) as execute:
-        yield execute
+def worker(folder):
+    with rehearse.kernels(folder) as worker:
+        yield worker
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,8 @@ def made(folder) -> dict:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_solved_lab_ends_at_scale_full(name, folder, endpoint, execute):
-    done, wrong = rehearse.rehearse(RUNS[name], folder, endpoint, execute)
+def test_a_solved_lab_ends_at_scale_full(name, folder, endpoint, worker):
+    done, wrong = rehearse.rehearse(RUNS[name], folder, endpoint, worker)
     assert wrong == []
     assert done.passed == done.checks == len(notebooks.answers(RUNS[name].lab))
 
@@ -101,40 +103,28 @@ def flat(value) -> list[float]:
 # ---- a rehearsal can fail -----------------------------------------------------------------------------------------
 
 
-def broken(monkeypatch, lab: str, cell_id: str, old: str, new: str) -> None:
-    """Let the lab's cell say something else."""
-    solve = notebooks.solve
-
-    def changed(number: str):
-        notebook = solve(number)
-        if number == lab:
-            (cell,) = [cell for cell in notebook.cells if cell.id == cell_id]
-            assert old in cell.source
-            cell.source = cell.source.replace(old, new)
-            # What comes after it costs time and shows nothing more.
-            del notebook.cells[notebook.cells.index(cell) + 1 :]
-        return notebook
-
-    monkeypatch.setattr(notebooks.run, "solve", changed)
+def broken(cell_id: str, old: str, new: str, lab: str, *given) -> notebooks.Run:
+    """`warm.execute` of a lab in which a cell says something else, up to that cell: what comes after it costs time."""
+    notebook = notebooks.solve(lab)
+    position, cell = next((i, cell) for i, cell in enumerate(notebook.cells) if cell.id == cell_id)
+    assert old in cell.source
+    cell.source = cell.source.replace(old, new)
+    del notebook.cells[position + 1 :]
+    with patch.object(notebooks.run, "solve", lambda name: notebook):
+        return warm.execute(lab, *given)
 
 
-def test_a_source_that_a_lab_reads_and_the_catalogue_does_not_list_fails(folder, endpoint, monkeypatch):
-    broken(
-        monkeypatch,
-        "2.4.2",
-        "load",
-        "mamba, tokenizer =",
-        "from shared import data\ndata.alpaca(10)\nmamba, tokenizer =",
-    )
-    run = rehearse.Rehearsal("2.4.2")
-    done, wrong = rehearse.rehearse(run, folder, endpoint)
+def test_a_source_that_a_lab_reads_and_the_catalogue_does_not_list_fails(folder, endpoint, worker):
+    reads = "from shared import data\ndata.alpaca(10)\n"
+    change = partial(broken, "load", "mamba, tokenizer =", f"{reads}mamba, tokenizer =")
+    done, wrong = rehearse.rehearse(RUNS["2.4.2"], folder, endpoint, worker, change)
     assert "alpaca is not complete" in done.error
     assert any("alpaca is not complete" in fault for fault in wrong)
 
 
-def test_a_context_beyond_a_model_s_positions_fails(folder, endpoint, monkeypatch):
-    broken(monkeypatch, "2.4.5", "stride-sweep", "strides[0], stride)", "4096, stride)")
-    done, wrong = rehearse.rehearse(RUNS["2.4.5"], folder, endpoint)
+def test_a_context_beyond_a_model_s_positions_fails(folder, endpoint, worker):
+    change = partial(broken, "stride-sweep", "strides[0], stride)", "4096, stride)")
+    done, wrong = rehearse.rehearse(RUNS["2.4.5"], folder, endpoint, worker, change)
     assert "2,048 positions" in done.error and wrong
 
 

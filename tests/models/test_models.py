@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from types import SimpleNamespace
 
 import nbformat
@@ -258,6 +259,7 @@ def test_on_unified_memory_trained_weights_need_room_for_what_is_in_flight_while
     assert not models.fits("mixtral-8x7b", context=100_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["trained", "random"])
 def test_a_model_larger_than_memory_is_refused_before_anything_is_allocated(monkeypatch, weights):
     monkeypatch.setattr(pool, "available", lambda device=None: 3_000_000_000)
@@ -287,8 +289,6 @@ def test_who_lacks_memory_is_told_the_largest_model_that_fits(monkeypatch, cours
 
 
 # ------------------------------------------------------------------------------------------------------- 8-bit experts
-
-EIGHT_BIT = files.ROOT / ".venv" / "eight-bit"
 
 
 def test_eight_bit_experts_take_a_byte_a_value_and_five_a_row():
@@ -341,11 +341,23 @@ def test_eight_bits_without_torchao_or_with_random_weights_is_one_sentence():
     sentence(error)
 
 
+@pytest.fixture(scope="module")
+def with_torchao() -> dict[str, str]:
+    """The variables of a process that has torchao; it lies in a folder of its own, so that no other test imports it."""
+    folder = files.ROOT / ".venv/eight-bit"
+    if not (folder / "torchao").exists():
+        project = tomllib.loads((files.ROOT / "pyproject.toml").read_text())["project"]
+        (torchao,) = project["optional-dependencies"]["eight-bit"]
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, torchao]
+        done = subprocess.run(install, capture_output=True, text=True)
+        if done.returncode and not os.environ.get("CI"):
+            pytest.skip(f"pip could not install {torchao}")
+        assert done.returncode == 0, done.stderr
+    return {**os.environ, "PYTHONPATH": f"{folder}:{files.ROOT}"}
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not EIGHT_BIT.exists() and not os.environ.get("CI"), reason="scripts/test-packages.sh could not install torchao"
-)
-def test_eight_bit_experts_take_the_predicted_bytes_and_say_nearly_the_same():
+def test_eight_bit_experts_take_the_predicted_bytes_and_say_nearly_the_same(with_torchao):
     code = """
 import torch
 from shared import data, models
@@ -361,16 +373,12 @@ for name in ("tiny/olmoe", "tiny/deepseek-moe", "tiny/jamba"):
     odd = [n for n, p in eight.named_parameters() if ".experts." in n and p.dim() == 3 and not hasattr(p, "qdata")]
     print(held == models.size(name, bits=8).weight_bytes < models.size(name).weight_bytes, same > 0.85, written, odd)
 """
-    environment = {**os.environ, "PYTHONPATH": f"{EIGHT_BIT}:{files.ROOT}"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=with_torchao)
     assert done.stdout.splitlines() == ["True True 11 []"] * 3, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not EIGHT_BIT.exists() and not os.environ.get("CI"), reason="scripts/test-packages.sh could not install torchao"
-)
-def test_of_a_nemotron_h_the_routed_experts_alone_become_eight_bit(tmp_path):
+def test_of_a_nemotron_h_the_routed_experts_alone_become_eight_bit(tmp_path, with_torchao):
     config = shrunk("nemotron_h")
     loading.from_config(config, torch.bfloat16, torch.device("cpu")).save_pretrained(tmp_path)
     code = f"""
@@ -389,8 +397,7 @@ with torch.no_grad():
     a, b = plain(ids, use_cache=False).logits, model(ids, use_cache=False).logits
 print(not torch.equal(a, b), ((a - b).abs().max() < 0.05 * a.abs().max()).item())
 """
-    environment = {**os.environ, "PYTHONPATH": f"{EIGHT_BIT}:{files.ROOT}"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=with_torchao)
     assert len(done.stdout.splitlines()) == 3, done.stdout + done.stderr
     eight, others_as_they_were, logits = done.stdout.splitlines()
     routed = sizes.routed(sizes.on_meta(config))

@@ -284,6 +284,7 @@ def source_of(cells: list[dict]) -> dict[str, str]:
     return {cell["id"]: "".join(cell["source"]).strip() for cell in cells if "id" in cell}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
 def test_whatever_both_did_no_line_of_the_student_and_no_change_of_the_course_is_lost(lab, part):
     changes = 0

@@ -21,6 +21,7 @@ def test_the_data_sheet_holds_what_make_tables_writes():
     assert tables.filled(TEXT) == TEXT, "data/README.md is out of date: run `make tables`"
 
 
+@pytest.mark.slow
 def test_a_number_that_was_changed_by_hand_is_found():
     changed = TEXT.replace("2,768,345,600", "2,800,000,000", 1)
     assert changed != TEXT and tables.filled(changed) == TEXT
