@@ -61,10 +61,10 @@ def execute(lab: str, folder: Path, numbers: dict, parameters: dict[str, str]) -
 
 
 @functools.cache
-def forked() -> type:
-    """The class of kernels that are forks of this process."""
+def forked(manager: type | None = None) -> type:
+    """The class of kernels that are forks of this process; manager: papermill's, or another of Jupyter's classes."""
 
-    class Forked(notebooks.kernel_manager()):
+    class Forked(manager or notebooks.kernel_manager()):
         async def _async_launch_kernel(self, command, **options):
             start = functools.partial(_be_kernel, command[3:], options["env"])  # without python -m ipykernel_launcher
             await super()._async_launch_kernel(command, preexec_fn=start, **options)
