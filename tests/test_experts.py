@@ -31,9 +31,11 @@ deepseek.register()
 # The fields that make a config small, where it has them. One that a new architecture adds is worth a line here.
 FIELDS = {
     **dict.fromkeys(("hidden_size", "d_model"), 32),
-    **dict.fromkeys(("num_hidden_layers", "n_layers"), 2),
-    **dict.fromkeys(("num_attention_heads", "n_heads", "num_key_value_heads"), 4),
-    **dict.fromkeys(("head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "mamba_n_heads"), 8),
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "num_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_heads", "num_key_value_heads", "linear_num_heads"), 4),
+    **dict.fromkeys(("head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("mamba_n_heads", "linear_head_dim"), 8),
+    **dict.fromkeys(("ffn_hidden_size", "expert_ffn_hidden_size"), 16),
     **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"), 16),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "router_hidden_size"), 16),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8),

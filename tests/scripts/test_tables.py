@@ -32,6 +32,7 @@ def test_every_source_and_every_tiny_model_has_its_row():
         assert re.search(rf"^\| `{re.escape(name)}` \|", TEXT, flags=re.MULTILINE), name
 
 
+@pytest.mark.slow
 def test_a_table_that_nobody_makes_is_an_error():
     with pytest.raises(KeyError, match="prices"):
         tables.filled("<!-- table: prices -->\n<!-- end -->")
