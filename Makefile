@@ -52,7 +52,8 @@ unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONPLATLIBDIR PYTHONOPTIMIZE PYT
 export PYTHON TORCH_INDEX_URL JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR
 
 .PHONY: help setup setup-test setup-all-tests setup-bench setup-site style check lab doctor kernels kernels-remove run \
-	solutions site fetch cache tables size test rehearse bench tiny curves recurrences update clean evaluate finetune balance reference release grade
+	solutions site fetch cache tables size test rehearse bench tiny curves recurrences update clean evaluate finetune \
+	balance reference release grade
 
 help:
 	@echo "Commands:"

@@ -5,12 +5,9 @@ A lab is run cell by cell in a fork of this process, which has imported what tak
 
 import json
 import multiprocessing
-import os
 import sys
 
-from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
-from traitlets.config import Config
 
 from shared import files, notebooks
 
@@ -22,10 +19,7 @@ from rehearse import NUMBERS
 
 def cells(lab: str) -> list[dict]:
     """Each code cell of a lab: its id, tags and number, its text, its outputs' metadata, and an error if it has one."""
-    os.chdir(files.LABS)
-    config = Config()
-    config.HistoryManager.enabled = False
-    shell = InteractiveShell.instance(colors="nocolor", config=config)
+    shell = warm.shell()
     notebook = notebooks.solve(lab)
     notebooks.change_settings(notebook, "full", NUMBERS[lab])
     found = []

@@ -20,7 +20,7 @@ from unittest.mock import patch
 import pandas
 from tqdm import tqdm
 
-from shared import models, notebooks
+from shared import files, models, notebooks
 from shared.models.cards import CONFIGS, MODELS
 
 # Between them they bring torch, transformers, peft, matplotlib and the kernel's own program.
@@ -53,6 +53,17 @@ def in_a_fork(function: Callable, *arguments):
     """What a function returns in a fork of this process."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(function, arguments)
+
+
+def shell():
+    """An IPython shell in the labs' folder, without a history: for one lab, in a fork of this process."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    os.chdir(files.LABS)
+    config = Config()
+    config.HistoryManager.enabled = False
+    return InteractiveShell.instance(colors="nocolor", config=config)
 
 
 def execute(lab: str, folder: Path, numbers: dict, parameters: dict[str, str]) -> notebooks.Run:

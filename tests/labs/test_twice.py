@@ -217,13 +217,7 @@ def jump(lab: str, to: int) -> tuple[str, dict[str, tuple]]:
 
     Returns: the sentence, and what came of each cell of the section at the end.
     """
-    os.chdir(files.LABS)
-    from IPython.core.interactiveshell import InteractiveShell
-    from traitlets.config import Config
-
-    config = Config()
-    config.HistoryManager.enabled = False
-    shell = InteractiveShell.instance(colors="nocolor", config=config)
+    shell = warm.shell()
     notebook = notebooks.solve(lab)
     notebooks.change_settings(notebook, "tiny", NUMBERS[lab])
     sections = {cell.id: cell.section for cell in absent.cells_of(notebook)}
